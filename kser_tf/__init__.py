@@ -1,0 +1,35 @@
+"""KSER for TensorFlow: knowledge from a large language model for click-through-rate models.
+
+Three doors: `kser_tf.layers` (Keras layers to put into a model), `kser_tf` (what to call), `kser_tf.pipelines` (jobs to run, also as
+verbs of the command `kser-tf`). Built from the published description of KSER.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from kser_tf.version import __version__
+
+# Loaded at first use, so that importing the package, or its store, does not import TensorFlow.
+_LAZY = {
+    "KnowledgeStore": "kser_tf.knowledge_store",
+    "RankingModel": "kser_tf.models.ranking_model",
+    "all_parameters": "kser_tf.strategies",
+    "check": "kser_tf.serving.check",
+    "export": "kser_tf.serving.export",
+    "extractor_only": "kser_tf.strategies",
+    "trainable_report": "kser_tf.strategies",
+}
+
+__all__ = ["__version__", *sorted(_LAZY)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'kser_tf' has no attribute {name!r}. It has: {', '.join(__all__)}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

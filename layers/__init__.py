@@ -1,0 +1,11 @@
+"""Keras layers to put into a model: what the recommender gets from the knowledge of a language model.
+
+They run under Keras 2 (`tf-keras`, which TFRS needs) and Keras 3, and import TensorFlow and each other, nothing else of this package.
+"""
+
+from kser_tf.layers.alignment_attention import AlignmentAttention
+from kser_tf.layers.esf_net import ESFNet
+from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
+from kser_tf.layers.knowledge_lookup import KnowledgeLookup
+
+__all__ = ["AlignmentAttention", "ESFNet", "KnowledgeExtractor", "KnowledgeLookup"]

@@ -1,0 +1,140 @@
+"""KnowledgeExtractor: ESFNet, then the alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from kser_tf.layers.alignment_attention import AlignmentAttention
+from kser_tf.layers.esf_net import SIGHTS, ESFNet
+from kser_tf.layers.shaped_layer import ShapedLayer
+
+
+@tf.keras.utils.register_keras_serializable("kser_tf")
+class KnowledgeExtractor(ShapedLayer):
+    """What the recommender takes from an entity's knowledge: chunks weighed by `ESFNet`, then aligned by `AlignmentAttention`.
+
+    The result is that of the two layers one after the other; the weights are applied inside the attention, so the weighted chunks are
+    never made. With `output_initializer="zeros"`, the default here, the extractor starts by adding nothing: attached to a trained
+    model, it leaves the model's predictions as they are until it has learned something.
+
+    Args:
+        num_heads: int. Heads of the alignment attention. Defaults to `4`.
+        units: int. Width of ESFNet's hidden layer. Defaults to `16`.
+        gate: ESFNet's gate, `"sigmoid"`, `"softmax"` or `"top_k"`. Defaults to `"sigmoid"`.
+        top_k: int. For `gate="top_k"`.
+        sees: What ESFNet's gate sees. Defaults to all.
+        output_initializer: Initializer of the attention's output projection. Defaults to `"zeros"`.
+        kernel_regularizer: Regularizer of the kernels of both. Defaults to `None`.
+
+    Call arguments:
+        query: `(batch, queries, width_r)`. The recommender's feature embeddings.
+        chunks: `(batch, fields, chunks, width)`.
+        mask: `(batch, fields, chunks)` bool. Defaults to all true.
+        context: `(batch, n)`. What ESFNet sees of the recommender. Defaults to the mean of the queries.
+        statistics: `(batch, fields, chunks, 3)`, from `ESFNet.statistics`, where they are at hand.
+        return_weights: bool. Whether the chunk weights are returned too. Defaults to `False`.
+
+    Returns:
+        `(batch, queries, width_r)`; with `return_weights` also the weights, `(batch, fields, chunks)`.
+
+    Example:
+
+    >>> query, chunks = tf.random.normal((2, 1, 32)), tf.random.normal((2, 3, 4, 384))
+    >>> aligned, weights = kser_tf.layers.KnowledgeExtractor()(query, chunks, return_weights=True)
+    >>> aligned.shape, weights.shape
+    (TensorShape([2, 1, 32]), TensorShape([2, 3, 4]))
+
+    References:
+        - [Wang et al., Selection and Exploitation of High-Quality Knowledge from Large Language Models for Recommendation,
+          2025](https://arxiv.org/abs/2508.07223)
+    """
+
+    shaped_arguments = ("query", "chunks", "context")
+
+    def __init__(
+        self,
+        num_heads: int = 4,
+        units: int = 16,
+        *,
+        gate: str = "sigmoid",
+        top_k: int | None = None,
+        sees: Sequence[str] = SIGHTS,
+        output_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        # Passed args.
+        self.num_heads = num_heads
+        self.units = units
+        self.gate = gate
+        self.top_k = top_k
+        self.sees = tuple(sees)
+        self.output_initializer = tf.keras.initializers.get(output_initializer)
+        self.kernel_regularizer = tf.keras.regularizers.get(kernel_regularizer)
+        self.supports_masking = True
+
+        self.esf_net = ESFNet(
+            units,
+            gate=gate,
+            top_k=top_k,
+            sees=sees,
+            kernel_regularizer=kernel_regularizer,
+            dtype=self._policy(),
+            name="esf_net",
+        )
+        self.alignment = AlignmentAttention(
+            num_heads,
+            output_initializer=self.output_initializer,
+            kernel_regularizer=kernel_regularizer,
+            dtype=self._policy(),
+            name="alignment",
+        )
+
+    def _policy(self) -> Any:
+        return self.dtype_policy
+
+    def build(self, query_shape: Any, chunks_shape: Any, context_shape: Any = None) -> None:
+        query = tuple(query_shape)
+        if len(query) != 3 or query[-1] is None:
+            raise ValueError(f"`query` must be (batch, queries, width) with the width known. Received: shape={query}")
+        context = (None, query[-1]) if context_shape is None else tuple(context_shape)
+        self.esf_net.build_from_config({"shapes": {"chunks": chunks_shape, "context": context}})
+        self.alignment.build_from_config({"shapes": {"query": query, "chunks": chunks_shape}})
+
+    def call(
+        self,
+        query: Any,
+        chunks: Any,
+        mask: Any = None,
+        context: Any = None,
+        statistics: Any = None,
+        return_weights: bool = False,
+    ) -> Any:
+        query = tf.cast(query, self.compute_dtype)
+        weights = self.weigh(query, chunks, mask, context, statistics)
+        aligned = self.alignment(query, chunks, mask=mask, weights=weights)
+        return (aligned, weights) if return_weights else aligned
+
+    def weigh(self, query: Any, chunks: Any, mask: Any = None, context: Any = None, statistics: Any = None) -> Any:
+        """Returns the chunk weights, `(batch, fields, chunks)`, for a look and for a plot; the arguments are those of the call."""
+        if context is None:
+            context = tf.reduce_mean(query, axis=1)
+        _, weights = self.esf_net(chunks, mask=mask, context=context, statistics=statistics)
+        return weights
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.update(
+            num_heads=self.num_heads,
+            units=self.units,
+            gate=self.gate,
+            top_k=self.top_k,
+            sees=list(self.sees),
+            output_initializer=tf.keras.initializers.serialize(self.output_initializer),
+            kernel_regularizer=tf.keras.regularizers.serialize(self.kernel_regularizer),
+        )
+        return config

@@ -1,0 +1,207 @@
+"""KnowledgeLookup: from ids to the chunks of their entities."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+UNKNOWN_ROW = -1
+# TensorFlow's kernels read whole vector registers from where a tensor begins.
+_ALIGNMENT_BYTES = 64
+
+
+class KnowledgeLookup(tf.keras.layers.Layer):
+    """Looks up the knowledge of entities by their ids, in a knowledge store.
+
+    The store's vectors are not weights: they are neither trained nor written into checkpoints, and the memory-mapped file itself is the
+    table, so training holds no copy of it. Only the rows asked for are read, and turned from int8 or float16 into floating point.
+    For a SavedModel, `tables(copy=True)` puts the table into variables, which are saved with it.
+
+    An id that the store does not hold has no knowledge: its chunks are 0 and its mask is false. That is never an error.
+
+    Args:
+        store: A `kser_tf.KnowledgeStore`, or anything with its `ids`, `vectors`, `scales` and `mask`. A layer that was loaded from a
+            file has none until `connect(store)`.
+        shape: `(fields, chunks, width)`. Taken from the store; given where a layer is made without one.
+
+    Call arguments:
+        ids: Integer or string tensor of any shape.
+
+    Returns:
+        The chunks, `(*ids.shape, fields, chunks, width)` in the layer's compute dtype, and the mask, `(*ids.shape, fields, chunks)` bool.
+
+    Raises:
+        ValueError: The layer has no store, the ids have another type than the store's, or a store of another shape is connected.
+
+    Example:
+
+    >>> store = kser_tf.KnowledgeStore.open("stores/movies")
+    >>> chunks, mask = kser_tf.layers.KnowledgeLookup(store)(tf.constant([1, 2, 3]))
+    """
+
+    def __init__(self, store: Any = None, *, shape: tuple[int, int, int] | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("trainable", False)
+        super().__init__(**kwargs)
+        self.shape = tuple(shape) if shape is not None else None
+        self._current: Any = _Untracked(None)
+        if store is not None:
+            self.connect(store)
+
+    def connect(self, store: Any) -> None:
+        """Takes `store` as the table, in place of what was there. Models must be traced (`compile`d) anew after it.
+
+        Raises:
+            ValueError: The store's fields, chunks or width are not those of the layer.
+        """
+        shape = tuple(int(n) for n in store.vectors.shape[1:])
+        if self.shape is not None and shape != self.shape:
+            raise ValueError(
+                f"{self.name} was made for knowledge of shape (fields, chunks, width) = {self.shape}; the store has {shape}. "
+                "Connect a store that was encoded alike, or make a new layer."
+            )
+        self.shape = shape
+        self._current = _Untracked(KnowledgeTables(store))
+
+    def tables(self, *, copy: bool = False) -> KnowledgeTables:
+        """Returns the tables that are looked up.
+
+        Args:
+            copy: bool. Whether they are first copied into variables, which the layer uses from then on: for an export, where they must
+                be tracked (`ExportArchive.track`). Defaults to `False`.
+        """
+        tables = self._connected()
+        if copy and not tables.in_variables:
+            tables = tables.copied()
+            self._current = _Untracked(tables)
+        return tables
+
+    def rows(self, ids: Any) -> Any:
+        """Returns the int32 row of each id in the store, -1 for ids that it does not hold; shape of `ids`."""
+        return self._connected().rows(ids)
+
+    def lookup_rows(self, rows: Any) -> tuple[Any, Any]:
+        """Does the layer's work from rows instead of ids: for pipelines that turned ids into rows before.
+
+        Args:
+            rows: int32 or int64, of any shape, from `rows`; -1 for no knowledge.
+
+        Returns:
+            As the call.
+        """
+        return self._connected().gather(rows, self.compute_dtype)
+
+    def call(self, ids: Any) -> tuple[Any, Any]:
+        return self.lookup_rows(self.rows(ids))
+
+    def _connected(self) -> KnowledgeTables:
+        if self._current.value is None:
+            raise ValueError(
+                f"{self.name} has no store: the vectors are not saved with a model. Call `connect(KnowledgeStore.open(path))`."
+            )
+        return self._current.value
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        shape = tuple(input_shape)
+        return (*shape, *self.shape), (*shape, *self.shape[:2])
+
+    def compute_output_spec(self, ids: Any) -> Any:
+        chunks, mask = self.compute_output_shape(ids.shape)
+        return tf.keras.KerasTensor(chunks, dtype=self.compute_dtype), tf.keras.KerasTensor(mask, dtype="bool")
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.update(shape=None if self.shape is None else list(self.shape))
+        return config
+
+
+class KnowledgeTables(tf.Module):
+    """A store's arrays as TensorFlow reads them: the mapped files themselves, or variables that hold copies.
+
+    Args:
+        store: What `KnowledgeLookup` takes.
+    """
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(name="knowledge_tables")
+        self.in_variables = False
+        self._ids = np.asarray(store.ids)
+        self._vectors = _table(store.vectors)
+        self._scales = None if store.scales is None else _table(store.scales)
+        self._mask = _table(store.mask)
+        self._rows: Any = None
+
+    def copied(self) -> KnowledgeTables:
+        """Returns the same tables with every array in a variable of its own, ready to be tracked and saved."""
+        other = KnowledgeTables.__new__(KnowledgeTables)
+        tf.Module.__init__(other, name="knowledge_tables")
+        other.in_variables = True
+        other._ids = self._ids
+        with tf.init_scope():
+            other._vectors = tf.Variable(self._vectors, trainable=False, name="vectors")
+            other._scales = None if self._scales is None else tf.Variable(self._scales, trainable=False, name="scales")
+            other._mask = tf.Variable(self._mask, trainable=False, name="mask")
+        other._rows = None
+        other.rows(tf.constant(self._ids[:0]))  # Makes the id table, so that it is there to be tracked.
+        return other
+
+    def rows(self, ids: Any) -> Any:
+        """Returns the int32 row of each id, -1 for unknown ones."""
+        ids = tf.convert_to_tensor(ids)
+        strings = self._ids.dtype.kind not in "iu"
+        if strings != (ids.dtype == tf.string):
+            raise ValueError(
+                f"the store's ids are {'strings' if strings else 'integers'}, the ids looked up are {ids.dtype.name}. "
+                f"Convert them, or write the store with {'integer' if strings else 'string'} ids."
+            )
+        if self._rows is None:
+            with tf.init_scope():
+                keys = tf.constant(
+                    self._ids.astype(object) if strings else self._ids.astype(np.int64),
+                    tf.string if strings else tf.int64,
+                )
+                initializer = tf.lookup.KeyValueTensorInitializer(keys, tf.range(len(self._ids), dtype=tf.int64))
+                self._rows = tf.lookup.StaticHashTable(initializer, UNKNOWN_ROW)
+        return tf.cast(self._rows.lookup(ids if strings else tf.cast(ids, tf.int64)), tf.int32)
+
+    def gather(self, rows: Any, dtype: Any) -> tuple[Any, Any]:
+        """Returns chunks and mask of `rows`."""
+        known = rows >= 0
+        safe = tf.maximum(rows, 0)
+        mask = tf.gather(self._mask, safe) & known[..., None, None]
+        chunks = tf.cast(tf.gather(self._vectors, safe), dtype)
+        if self._scales is not None:
+            chunks *= tf.cast(tf.gather(self._scales, safe), dtype)[..., None]
+        return tf.where(mask[..., None], chunks, tf.zeros_like(chunks)), mask
+
+
+def _table(array: Any) -> Any:
+    # An empty store still needs a row to read for unknown ids.
+    return _aliased(array) if len(array) else tf.zeros((1, *array.shape[1:]), array.dtype)
+
+
+class _Untracked:
+    """Hides a value from Keras, which would take its variables for weights of the layer."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: Any) -> _Untracked:
+        return self
+
+
+def _aliased(array: Any) -> Any:
+    """A tensor on the very memory of a mapped file; `tf.constant` would copy it, twice. Any other array is copied.
+
+    DLPack takes writable memory alone, so the file is mapped once more, privately: nothing that is written there reaches the file, and
+    the pages are shared with every other reader.
+    """
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.size and array.filename is not None:
+        private = np.memmap(array.filename, array.dtype, "c", array.offset, array.shape)
+        if private.ctypes.data % _ALIGNMENT_BYTES == 0:
+            return tf.experimental.dlpack.from_dlpack(private.__dlpack__())
+    return tf.constant(np.asarray(array))

@@ -1,0 +1,144 @@
+"""Which interactions are examples, in which part each lies, and which items are kept out of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from kser_tf.errors import ConfigError, DataError
+from kser_tf.pipelines.config import STRICT_KEYS
+from kser_tf.schema import SPLITS
+
+TRAIN, VALIDATION, TEST = range(len(SPLITS))
+# The part of an interaction that gives no example.
+NO_PART = -1
+
+# Independent random numbers from one seed, one stream for each use.
+_USER_STREAM, _COLD_ITEM_STREAM, _SHUFFLE_STREAM = range(3)
+# Far above the error of a product such as 30 * 0.1, far below one interaction.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How examples are divided into train, validation and test.
+
+    Args:
+        by: `"user"` (every user is in one part), `"time"` (validation is later than all of train, test later still) or `"column"` (the log
+            says so itself). Defaults to `"user"`.
+        fractions: Of the users, or of the examples in order of time: train, validation, test; they sum to 1. Defaults to 0.8, 0.1, 0.1.
+        column: str. For `"column"`: the log's column with the values train, validation and test.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    by: Literal["user", "time", "column"] = "user"
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    column: str | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > _ROUNDING:
+            raise ConfigError(f"`fractions` are three numbers above 0 that sum to 1. Received: {list(self.fractions)}, which sum to {sum(self.fractions):g}.")
+        if (self.by == "column") != (self.column is not None):
+            raise ConfigError("`column` goes with `by: column`, and only with it: it names the log's column with the values train, validation and test.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryOnlyConfig:
+    """The first interactions of each user that serve as history alone and give no example: min(ceil(n * fraction), at_most) of n.
+
+    Args:
+        fraction: float. Of a user's interactions, from 0 (none) to below 1. Defaults to 0.
+        at_most: int. The most interactions of a user. Defaults to no limit.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    fraction: float = 0.0
+    at_most: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction < 1:
+            raise ConfigError(f"`fraction` must be at least 0 and below 1. Received: {self.fraction}")
+        if self.at_most is not None and self.at_most < 0:
+            raise ConfigError(f"`at_most` must not be negative. Received: {self.at_most}")
+
+
+def find_examples(ranks: np.ndarray, interactions: np.ndarray, history_only: HistoryOnlyConfig) -> np.ndarray:
+    """Says for each interaction whether it gives an example.
+
+    Args:
+        ranks: int, one an interaction: its number among its user's in order of time.
+        interactions: int, one an interaction: how many its user has.
+        history_only: The prefix that gives none.
+    """
+    prefix = np.ceil(interactions * history_only.fraction - _ROUNDING)
+    return ranks >= (prefix if history_only.at_most is None else np.minimum(prefix, history_only.at_most))
+
+
+def split_by_user(users: np.ndarray, examples: np.ndarray, fractions: tuple[float, float, float], seed: int) -> np.ndarray:
+    """Deals users to the parts at random.
+
+    Args:
+        users: int, one an interaction: the user's number in the sorted list of all users, so that the order of the log does not matter.
+        examples: bool, one an interaction.
+        fractions: Of the users that have examples.
+        seed: int.
+
+    Returns:
+        int8, one an interaction: its part, or `NO_PART`.
+
+    Raises:
+        DataError: There are fewer users with examples than parts.
+    """
+    dealt = np.random.default_rng([seed, _USER_STREAM]).permutation(np.unique(users[examples]))
+    validation, test = (max(1, round(len(dealt) * fraction)) for fraction in fractions[1:])
+    train = len(dealt) - validation - test
+    if train < 1:
+        raise DataError(
+            f"the log has {len(dealt)} user(s) with examples, and a split by user needs at least one each for train, validation and test. "
+            "Split by time or by a column: split: {by: time}"
+        )
+    part_of_user = np.full(int(users.max()) + 1, NO_PART, dtype=np.int8)
+    part_of_user[dealt] = np.repeat([TRAIN, VALIDATION, TEST], [train, validation, test])
+    return np.where(examples, part_of_user[users], NO_PART)
+
+
+def split_by_time(times: np.ndarray | None, examples: np.ndarray, fractions: tuple[float, float, float]) -> np.ndarray:
+    """Cuts the examples in order of time. Examples of one time stay together, in the later part.
+
+    Args:
+        times: int64, one an interaction; `None` if the log's order is the order of time.
+        examples: bool, one an interaction.
+        fractions: Of the examples.
+
+    Returns:
+        int8, one an interaction: its part, or `NO_PART`.
+    """
+    times = np.arange(len(examples)) if times is None else times
+    ordered = np.sort(times[examples])
+    ends = np.round(np.cumsum(fractions[:2]) * len(ordered)).astype(np.int64)
+    boundaries = ordered[np.minimum(ends, len(ordered) - 1)]
+    return np.where(examples, np.searchsorted(boundaries, times, side="right"), NO_PART).astype(np.int8)
+
+
+def choose_cold_items(items: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Draws the items that are kept out of training.
+
+    Args:
+        items: int: the items that have examples, as numbers in the sorted list of all items, so that the order of the log does not matter.
+        fraction: float. How many of them.
+        seed: int.
+
+    Returns:
+        The numbers of the items drawn.
+    """
+    items = np.unique(items)
+    return np.random.default_rng([seed, _COLD_ITEM_STREAM]).permutation(items)[: round(len(items) * fraction)]
+
+
+def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
+    """Returns the rows in random order."""
+    return np.random.default_rng([seed, _SHUFFLE_STREAM]).permutation(rows)
