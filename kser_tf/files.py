@@ -100,7 +100,7 @@ def new_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     path = Path(os.path.realpath(path))
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(path.with_name(f".{path.name}.lock"), resource=path):
+    with exclusive_lock(path.with_name(f".{path.name}.new.lock"), resource=path):
         if path.exists() and not path.is_dir():
             raise PathExistsError(
                 f"{path} is a file, and a folder is to be written there. Remove it, or choose another path."

@@ -19,7 +19,6 @@ from kser_tf.store_format import (
     ID_BYTES_FILE,
     ID_OFFSETS_FILE,
     IDS_FILE,
-    MANIFEST_FILE,
     MASK_FILE,
     SCALES_FILE,
     VECTOR_TYPES,
@@ -28,6 +27,7 @@ from kser_tf.store_format import (
     StoreWriter,
     VectorType,
     as_ids,
+    looks_like_a_store,
     open_arrays,
     read_manifest,
     strings_from_bytes,
@@ -92,9 +92,9 @@ class KnowledgeStore:
             batches: Instead of the three: an iterable of `(ids, chunks, mask)`, with any number of rows each.
             fields: The names of the fields, in the order of the arrays' second dimension.
             encoder: str. The name of the encoder that made the vectors.
-            dtype: `"int8"` (a quarter of the size; cosine to the original at least 0.9999, unless one component is
-                above about 0.3 of a vector's length: then a warning tells the lowest), `"float16"` or `"float32"`
-                (exact). Defaults to `"int8"`.
+            dtype: `"int8"` (a quarter of the size; cosine to the original at least 0.9999, unless one component is more
+                than 5 times the root mean square of a vector's: then a warning tells the lowest), `"float16"` or
+                `"float32"` (exact). Defaults to `"int8"`.
             encoder_fingerprint: str. What identifies the encoder's weights.
             text_hash: str. What identifies the text that was encoded.
             overwrite: bool. Whether a store that is there already is replaced; anything else is never. Those who have
@@ -117,7 +117,7 @@ class KnowledgeStore:
         if any(given) if batches is not None else not all(given):
             raise StoreError("give either `ids`, `chunks` and `mask`, or `batches`.")
         path = Path(path)
-        if overwrite and path.is_dir() and any(path.iterdir()) and not (path / MANIFEST_FILE).is_file():
+        if overwrite and path.is_dir() and any(path.iterdir()) and not looks_like_a_store(path):
             raise StoreError(
                 f"{path} is not a knowledge store, and is not overwritten. Choose another path, or remove it yourself."
             )
@@ -191,8 +191,7 @@ class KnowledgeStore:
         return vectors.reshape(rows.shape + shape), mask.reshape(rows.shape + shape[:-1])
 
     def rows(self, ids: Any) -> np.ndarray:
-        """Returns the row numbers of ids in the store's arrays, int64, of the ids' shape; -1 for ids that the store
-        does not know.
+        """Returns the rows of ids in the store's arrays, int64, of the ids' shape; -1 for ids that it does not know.
 
         Args:
             ids: As for `lookup`.

@@ -145,8 +145,8 @@ def quantise(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns int8 values `(..., width)` and float16 scales `(...)` with vectors ~ values * scales.
 
     A scale is the vector's largest absolute component / 127; a zero vector has scale 0. The error of a component is at
-    most half a scale, and so 1 - cosine is about width / 24 * (largest component / (127 * length))**2: below 1e-4 for a
-    vector of width 384 whose largest component is less than 0.3 of its length.
+    most half a scale, and so 1 - cosine is about (p / 127)**2 / 24, where p is the largest component over the root mean
+    square of the components: below 1e-4 up to p = 5, whatever the width.
 
     Args:
         vectors: `(..., width)`, float32, finite, the largest components 0 or from `INT8_SMALLEST` to `INT8_LARGEST`.
@@ -466,6 +466,12 @@ class StoreWriter:
             raise StoreError(f"ids occur more than once: {named}{more}. Give each entity one row.")
 
 
+def looks_like_a_store(folder: Path) -> bool:
+    """Says whether a folder holds a store, of whatever version, whole or damaged."""
+    path = folder / MANIFEST_FILE
+    return path.is_file() and FORMAT.encode() in path.read_bytes()
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads and checks `manifest.json`.
 
@@ -526,9 +532,11 @@ def open_arrays(folder: Path, manifest: Mapping[str, Any], *, verify: bool) -> d
             )
         try:
             array = np.lib.format.open_memmap(path, mode="r")
-        except (ValueError, EOFError) as error:
+        except Exception as error:  # on a damaged header NumPy raises errors of many kinds
             raise StoreError(f"{path} is damaged: {error}. Write or copy the store again.") from None
-        if array.dtype != dtype or (shape is not None and array.shape != shape) or not array.flags.c_contiguous:
+        # The data end where the file does: a header that tells another place for them has been damaged.
+        fits = array.flags.c_contiguous and array.offset + array.nbytes == size
+        if not fits or array.dtype != dtype or (shape is not None and array.shape != shape):
             raise StoreError(
                 f"{path} holds {array.dtype} {array.shape}, but the manifest tells {dtype} {shape}. "
                 "Write or copy the store again."

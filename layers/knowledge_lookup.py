@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from kser_tf.layers.mapped_tensor import mapped_tensor
+
 UNKNOWN_ROW = -1
-# TensorFlow's kernels read whole vector registers from where a tensor begins.
-_ALIGNMENT_BYTES = 64
 
 
 class KnowledgeLookup(tf.keras.layers.Layer):
@@ -179,7 +178,7 @@ class KnowledgeTables(tf.Module):
 
 def _table(array: Any) -> Any:
     # An empty store still needs a row to read for unknown ids.
-    return _aliased(array) if len(array) else tf.zeros((1, *array.shape[1:]), array.dtype)
+    return mapped_tensor(array) if len(array) else tf.zeros((1, *array.shape[1:]), array.dtype)
 
 
 class _Untracked:
@@ -192,16 +191,3 @@ class _Untracked:
 
     def __deepcopy__(self, memo: Any) -> _Untracked:
         return self
-
-
-def _aliased(array: Any) -> Any:
-    """A tensor on the very memory of a mapped file; `tf.constant` would copy it, twice. Any other array is copied.
-
-    DLPack takes writable memory alone, so the file is mapped once more, privately: nothing that is written there reaches the file, and
-    the pages are shared with every other reader.
-    """
-    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.size and array.filename is not None:
-        private = np.memmap(array.filename, array.dtype, "c", array.offset, array.shape)
-        if private.ctypes.data % _ALIGNMENT_BYTES == 0:
-            return tf.experimental.dlpack.from_dlpack(private.__dlpack__())
-    return tf.constant(np.asarray(array))

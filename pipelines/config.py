@@ -98,6 +98,8 @@ def _describe(cls: type, problem: Any) -> str:
         return f"`{where}` is not a known key. {known}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"`{where}` is missing."
+    if problem["type"] == "value_error":  # raised by a dataclass that checks itself: the message says it all
+        return f"`{where}`: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
     return f"`{where}`: {problem['msg']}. Received: {problem['input']!r}"
 
 

@@ -28,7 +28,8 @@ class TimeOrder:
         new_user[1:] = sorted_users[1:] != sorted_users[:-1]
         new_time = new_user.copy()
         new_time[1:] |= sorted_times[1:] != sorted_times[:-1]
-        # For each place in the order: where its user begins, and where the first interaction of the same user and time stands.
+        # For each place in the order: where its user begins, and where the first interaction of the same user and time
+        # stands.
         self.user_starts = _last_true(new_user)
         self.past_ends = _last_true(new_time)
 
@@ -41,7 +42,8 @@ class TimeOrder:
 class History:
     """Looks up the past of interactions, the most recent first.
 
-    The past of an interaction is what the same user did at a strictly smaller time: an interaction at an equal time is not the past.
+    The past of an interaction is what the same user did at a strictly smaller time: an interaction at an equal time is
+    not the past.
 
     Args:
         order: The log in order of time.

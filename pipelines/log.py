@@ -16,7 +16,7 @@ from kser_tf.pipelines.log_schema import IdType, LogFeature, LogSchema, SideTabl
 from kser_tf.pipelines.log_tables import (
     Place,
     Table,
-    check_columns,
+    first_null,
     to_floats,
     to_integers,
     to_labels,
@@ -24,7 +24,7 @@ from kser_tf.pipelines.log_tables import (
     to_strings,
     to_times,
 )
-from kser_tf.schema import LABEL, SPLITS
+from kser_tf.schema import LABEL, MISSING_INTEGER, SPLITS
 
 _CONVERTERS: dict[str, Callable[[pa.Array, Place], pa.Array]] = {"int64": to_integers, "string": to_strings}
 
@@ -52,12 +52,12 @@ class Built:
 
     Args:
         of: The column that the values are taken from.
-        name: str. That column's name.
-        keep: bool, one an interaction: those that may enter the sequence; `None` for all.
+        where: str. The rule for interactions that may enter the sequence.
+        keep: bool, one an interaction: those that satisfy the rule; `None` for all.
     """
 
     of: Encoded
-    name: str
+    where: str | None
     keep: np.ndarray | None
 
 
@@ -83,15 +83,14 @@ class Log:
 
 
 def log_columns(schema: LogSchema) -> list[str]:
-    """Returns the names of the log's columns that a schema surely reads (what a rule or a built sequence names may be a feature instead)."""
+    """Returns the names of the log's columns that a schema reads."""
     columns = [schema.user_id.column, schema.item_id.column]
     columns += [schema.timestamp] if schema.timestamp is not None else []
     columns += [schema.label.column] if schema.label.column is not None else list(Rule(schema.label.rule or "").columns)
-    features = {feature.name for feature in schema.resolve()}
     for feature in schema.features:
         if feature.of is None:
             columns.append(feature.column or feature.name)
-        elif feature.of not in features:
+        elif schema.source_of(feature) is None:
             columns.append(feature.of)
         if feature.where is not None:
             columns += [column for column in Rule(feature.where).columns if column != LABEL]
@@ -107,7 +106,8 @@ def interpret(source: Source) -> Log:
     """Reads the columns of a log by its schema.
 
     Raises:
-        DataError: A value cannot be what the schema says; a user, an item or a label is missing; a side table names an id twice.
+        DataError: A value cannot be what the schema says; a user, an item or a label is missing; a side table names an
+            id twice.
     """
     schema, table = source.schema, source.log
     users = _read_ids(table, schema.user_id.column, schema.user_id.dtype, "user")
@@ -126,7 +126,11 @@ def interpret(source: Source) -> Log:
             columns |= {feature.name: _read_feature(feature, side_table, rows) for feature in side.features}
     columns |= {feature.name: _read_feature(feature, table, None) for feature in schema.features if feature.of is None}
     _check_groups_have_equal_lengths(schema.features, columns, table)
-    built = {feature.name: _plan(feature, columns, table, labels) for feature in schema.features if feature.of is not None}
+    built = {
+        feature.name: _plan(feature, schema, columns, table, labels)
+        for feature in schema.features
+        if feature.of is not None
+    }
     return Log(users, items, labels, times, columns, built)
 
 
@@ -134,9 +138,12 @@ def read_split_column(table: Table, column: str) -> np.ndarray:
     """Returns for each row the number of its part (in the order of `SPLITS`), from a column that names it."""
     values = to_strings(table.column(column), table.place(column))
     parts = pc.index_in(values, value_set=pa.array(SPLITS, values.type))
-    wrong = pc.index(pc.is_null(parts), pa.scalar(True)).as_py()
-    if wrong >= 0:
-        raise DataError(f"{table.place(column)(wrong)}: {values[wrong].as_py()!r} is not a part. Expected one of: {', '.join(SPLITS)}.")
+    if parts.null_count:
+        wrong = first_null(parts)
+        raise DataError(
+            f"{table.place(column)(wrong)}: {values[wrong].as_py()!r} is not a part. Expected one of: "
+            f"{', '.join(SPLITS)}."
+        )
     return parts.to_numpy(zero_copy_only=False).astype(np.int8)
 
 
@@ -144,10 +151,13 @@ def _read_ids(table: Table, column: str, dtype: IdType, what: str) -> Encoded:
     place = table.place(column)
     array = _CONVERTERS[dtype](table.column(column), place)
     if array.null_count:
-        first = pc.index(pc.is_null(array), pa.scalar(True)).as_py()
+        first = first_null(array)
         value = table.column(column)[first].as_py()
-        if value == -1:
-            raise DataError(f"{place(first)}: -1 cannot be an id: it stands for a missing value. If it is one, declare dtype: string; if not, remove the row.")
+        if str(value).strip() == str(MISSING_INTEGER):
+            raise DataError(
+                f"{place(first)}: -1 cannot be an id: it stands for a missing value. If it is one, declare dtype: "
+                "string; if not, remove the row."
+            )
         raise DataError(f"{place(first)}: the {what}'s id is missing. Remove such rows from the log.")
     return Encoded.of(array)
 
@@ -157,22 +167,25 @@ def _read_labels(source: Source) -> np.ndarray:
     if label.column is not None:
         return to_labels(table.column(label.column), table.place(label.column))
     rule = Rule(label.rule or "")
-    columns = _rule_columns(rule, table)
+    columns = _rule_columns(rule, table, None)
     for name, values in columns.items():
         missing = np.flatnonzero(is_missing(values))
         if len(missing):
-            raise DataError(f"{table.place(name)(int(missing[0]))}: the value is missing, and the label's rule {rule.text!r} needs it. Remove the row.")
+            raise DataError(
+                f"{table.place(name)(int(missing[0]))}: the value is missing, and the label's rule {rule.text!r} "
+                "needs it. Remove the row."
+            )
     return rule(columns).astype(np.int8)
 
 
-def _rule_columns(rule: Rule, table: Table, **computed: np.ndarray) -> dict[str, np.ndarray]:
-    """The columns that a rule reads, from the table unless they are computed."""
+def _rule_columns(rule: Rule, table: Table, labels: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The columns that a rule reads; `label` is the label where there is one already."""
     columns = {}
     for name, kind in rule.columns.items():
-        if name in computed:
+        if name == LABEL and labels is not None:
             if kind is str:
-                raise ConfigError(f"the rule {rule.text!r} compares `{name}` with a string. It is a number.")
-            columns[name] = computed[name].astype(np.float64)
+                raise ConfigError(f"the rule {rule.text!r} compares `{name}` with a string. It is 0 or 1.")
+            columns[name] = labels.astype(np.float64)
         elif kind is float:
             columns[name] = to_floats(table.column(name), table.place(name))
         else:
@@ -199,42 +212,52 @@ def _join(ids: Encoded, side: Table, column: str, dtype: IdType) -> np.ndarray:
     """For each row of the log the row of the side table with its id, or -1."""
     keys = _CONVERTERS[dtype](side.column(column), side.place(column))
     if keys.null_count:
-        raise DataError(f"{side.place(column)(pc.index(pc.is_null(keys), pa.scalar(True)).as_py())}: the id is missing. Remove the row.")
+        raise DataError(f"{side.place(column)(first_null(keys))}: the id is missing. Remove the row.")
     first = pc.index_in(keys, value_set=keys).to_numpy(zero_copy_only=False)
     again = np.flatnonzero(first != np.arange(len(keys)))
     if len(again):
         key, earlier = keys[int(again[0])].as_py(), int(first[again[0]])
-        raise DataError(f"{side.place(column)(int(again[0]))}: the id {key!r} is there already ({side.row(earlier)}). A side table has one row an id.")
+        raise DataError(
+            f"{side.place(column)(int(again[0]))}: the id {key!r} is there already ({side.row(earlier)}). A side "
+            "table has one row an id."
+        )
     rows = pc.fill_null(pc.index_in(ids.values, value_set=keys), -1).to_numpy(zero_copy_only=False).astype(np.int64)
     return rows[ids.codes]
 
 
-def _plan(feature: LogFeature, columns: dict[str, Encoded | Numbers], table: Table, labels: np.ndarray) -> Built:
-    name = feature.of or ""
-    source = columns.get(name)
-    if source is None:
-        there = [*columns, *table.data.column_names]
-        check_columns([name], list(dict.fromkeys(there)), f"feature `{feature.name}`: {table.name}")
-        source = Encoded.of(_CONVERTERS[feature.dtype or "string"](table.column(name), table.place(name)))
-    assert isinstance(source, Encoded)  # the schema refuses sequences of numeric features
+def _plan(
+    feature: LogFeature, schema: LogSchema, columns: dict[str, Encoded | Numbers], table: Table, labels: np.ndarray
+) -> Built:
+    name = schema.source_of(feature)
+    if name is None:
+        column = str(feature.of)
+        source = Encoded.of(_CONVERTERS[feature.dtype or "string"](table.column(column), table.place(column)))
+    else:
+        of = columns[name]
+        assert isinstance(of, Encoded)  # the schema refuses sequences of numeric features
+        source = of
     keep = None
     if feature.where is not None:
         rule = Rule(feature.where)
-        keep = rule(_rule_columns(rule, table, **({} if LABEL in table.data.column_names else {LABEL: labels})))
-    return Built(source, name, keep)
+        keep = rule(_rule_columns(rule, table, labels))
+    return Built(source, feature.where, keep)
 
 
-def _check_groups_have_equal_lengths(features: tuple[LogFeature, ...], columns: dict[str, Encoded | Numbers], table: Table) -> None:
+def _check_groups_have_equal_lengths(
+    features: tuple[LogFeature, ...], columns: dict[str, Encoded | Numbers], table: Table
+) -> None:
     first: dict[str, LogFeature] = {}
     for feature in features:
         if feature.group is None or feature.of is not None:
             continue
         other = first.setdefault(feature.group, feature)
         lists, other_lists = columns[feature.name], columns[other.name]
-        assert isinstance(lists, Encoded) and isinstance(other_lists, Encoded)  # groups are of sequences alone
-        differ = np.flatnonzero(np.diff(lists.offsets) != np.diff(other_lists.offsets))
+        assert isinstance(lists, Encoded)  # groups are of sequences alone
+        assert isinstance(other_lists, Encoded)
+        differ = np.flatnonzero(lists.counts != other_lists.counts)
         if len(differ):
             raise DataError(
-                f"{table.place(feature.column or feature.name)(int(differ[0]))}: the sequences `{other.name}` and `{feature.name}` of the "
-                f"group `{feature.group}` are of different lengths there. They belong together position by position."
+                f"{table.place(feature.column or feature.name)(int(differ[0]))}: the sequences `{other.name}` and "
+                f"`{feature.name}` of the group `{feature.group}` are of different lengths there. They belong together "
+                "position by position."
             )

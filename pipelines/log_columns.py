@@ -1,4 +1,4 @@
-"""A log's columns in the form that examples are cut from: codes into a list of values, which cost little to gather and to count."""
+"""A log's columns as codes into a list of values: cheap to gather examples from, and to count."""
 
 from __future__ import annotations
 
@@ -62,6 +62,12 @@ class Encoded:
         codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False) + np.int32(1)
         return cls(pa.concat_arrays([missing, encoded.dictionary]), codes, offsets, rows)
 
+    @property
+    def counts(self) -> np.ndarray:
+        """For lists, how many values each row has."""
+        assert self.offsets is not None
+        return np.diff(self.offsets)
+
     def take(self, rows: np.ndarray) -> Piece:
         """Returns the values of some rows of the log."""
         unknown = None
@@ -82,9 +88,17 @@ class Encoded:
         values = self.values.take(pa.array(piece.codes))
         if pa.types.is_large_string(values.type):
             values = values.cast(pa.string())
-        return values if piece.offsets is None else pa.ListArray.from_arrays(pa.array(piece.offsets, pa.int32()), values)
+        return (
+            values if piece.offsets is None else pa.ListArray.from_arrays(pa.array(piece.offsets, pa.int32()), values)
+        )
 
-    def codes_of(self, wanted: pa.Array) -> np.ndarray:
+    def sorted_codes(self) -> np.ndarray:
+        """Returns the codes (int64) as if the values were sorted: then the order of the log's rows does not matter."""
+        places = np.empty(len(self.values), dtype=np.int64)
+        places[pc.array_sort_indices(self.values).to_numpy()] = np.arange(len(self.values))
+        return places[self.codes]
+
+    def is_among(self, wanted: pa.Array) -> np.ndarray:
         """Returns for each of this column's values whether it is among `wanted`."""
         return pc.is_in(self.values, value_set=wanted).to_numpy(zero_copy_only=False)
 
@@ -110,7 +124,7 @@ class Numbers:
 
 
 def ranges(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the offsets of consecutive ranges of these lengths, and the numbers 0, 1, ... within each range, end to end."""
+    """Returns the offsets of ranges of these lengths, and the numbers 0, 1, ... within each range, end to end."""
     offsets = np.concatenate([[0], np.cumsum(counts)])
     return offsets, np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from kser_tf.errors import ConfigError
 
 GRAMMAR = (
-    "A rule compares columns with numbers or quoted strings by ==, !=, <, <=, > or >=, joined with `and`, `or` and parentheses, "
-    "such as: rating > 3 and source == 'web'. Names other than letters, digits and underscores go in backticks: `my column` > 3."
+    "A rule compares columns with numbers or quoted strings by ==, !=, <, <=, > or >=, joined with `and`, `or` and "
+    "parentheses, such as: rating > 3 and source == 'web'. A name with other signs than letters, digits and "
+    "underscores goes in backticks: `my column` > 3."
 )
 
 _OPERATORS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
@@ -78,7 +80,9 @@ class Rule:
                 for part in node.parts:
                     visit(part)
             elif found.setdefault(node.column, type(node.literal)) is not type(node.literal):
-                raise ConfigError(f"the rule {self.text!r} compares `{node.column}` with a number and with a string. Choose one.")
+                raise ConfigError(
+                    f"the rule {self.text!r} compares `{node.column}` with a number and with a string. Choose one."
+                )
 
         visit(self._root)
         return found
@@ -87,8 +91,8 @@ class Rule:
         """Returns for each row whether it satisfies the rule.
 
         Args:
-            columns: For each of the rule's columns an array of floats (missing: NaN) or of strings (missing: `None`). A comparison with a
-                missing value is false.
+            columns: For each of the rule's columns an array of floats (missing: NaN) or of strings (missing: `None`). A
+                comparison with a missing value is false.
         """
 
         def evaluate(node: _Comparison | _Joined) -> np.ndarray:
@@ -119,7 +123,7 @@ class Rule:
 
 def is_missing(values: np.ndarray) -> np.ndarray:
     """Says for each value whether it is missing: NaN among floats, `None` among strings."""
-    return np.isnan(values) if values.dtype.kind == "f" else np.equal(values, None)
+    return np.asarray(pd.isna(values))
 
 
 def _literal(node: ast.AST) -> float | str | None:

@@ -14,7 +14,8 @@ from kser_tf.schema import ITEM_IS_COLD, ITEM_TRAINING_ROWS, LABEL, TIMESTAMP, U
 
 IdType = Literal["int64", "string"]
 
-# Names become names of model inputs and of files: TensorFlow takes ASCII alone. The column itself may be called anything.
+# Names become names of model inputs and of files: TensorFlow takes ASCII alone. The column itself may be called
+# anything.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _RESERVED_NAMES = (LABEL, TIMESTAMP, ITEM_TRAINING_ROWS, ITEM_IS_COLD, USER_INTERACTIONS)
 
@@ -29,7 +30,9 @@ _KEYS_OF_KIND: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class UserId:
-    """The column that names the user. It groups a user's interactions; to make it a feature, list it in `features` as well.
+    """The column that names the user.
+
+    It groups interactions. To make it a feature too, list it in `features`.
 
     Args:
         column: str. The column of the log.
@@ -101,20 +104,22 @@ class LogFeature:
         name: str. The feature's name in the prepared tables and in requests: ASCII letters, digits and underscores.
         kind: `"categorical"`, `"numeric"`, `"multi"` (a set of values) or `"sequence"` (behaviour).
         column: str. The column it is read from. Defaults to `name`.
-        dtype: `"int64"` (not negative; -1 means missing) or `"string"`; `"float32"` for numeric features. Defaults to `"string"`; for a
-            sequence built of a feature to that feature's.
-        separator: str. Between the values of a multi or sequence column that is text. Lists in Parquet are taken as they are.
+        dtype: `"int64"` (not negative; -1 means missing) or `"string"`; `"float32"` for numeric features. Defaults to
+            `"string"`; for a sequence built of a feature to that feature's.
+        separator: str. Between the values of a multi or sequence column that is text. Lists in Parquet are taken as
+            they are.
         length: int. The most values that are kept; multi and sequence features need it.
         newest: `"first"` or `"last"`: which end of a sequence column is the most recent. Defaults to `"first"`.
-        of: str. Builds the sequence from the user's strictly earlier interactions: the name of a categorical feature (the item's id
-            among them) or of a column of the log.
+        of: str. Builds the sequence from the user's strictly earlier interactions: the name of a categorical feature
+            (the item's id among them) or of a column of the log.
         where: str. Rule that an earlier interaction must satisfy to enter a built sequence, such as `"label == 1"`.
-        vocabulary: str. Features with the same one share their values and their embedding. Defaults to that of the feature it is
-            built of, or to `name`.
-        entity: str. The kind of entity that the values name. Defaults to that of the feature it is built of, or to none.
+        vocabulary: str. Features with the same one share their values and their embedding. Defaults to that of the
+            feature it is built of, or to `name`.
+        entity: str. The kind of entity that the values name. Defaults to that of the feature it is built of, or to
+            none.
         group: str. Sequences of one group belong together position by position: same `length` and `where`.
-        min_count: int. Values seen less often in the training part get no place in the vocabulary; of features that share one the largest
-            counts. Defaults to 1.
+        min_count: int. Values seen less often in the training part get no place in the vocabulary; of features that
+            share one the largest counts. Defaults to 1.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -136,15 +141,22 @@ class LogFeature:
     def __post_init__(self) -> None:
         _check_name(self.name)
         if self.name in _RESERVED_NAMES:
-            raise ConfigError(f"`{self.name}` is taken by a column of the prepared tables. Choose another `name`; `column` may stay.")
+            raise ConfigError(
+                f"`{self.name}` is taken by a column of the prepared tables. Choose another `name`; `column` may stay."
+            )
         if self.vocabulary is not None:
             _check_name(self.vocabulary)
         self._check_keys()
         if (self.kind == "numeric") != (self.dtype == "float32") and self.dtype is not None:
-            raise ConfigError(f"feature `{self.name}`: dtype {self.dtype} does not go with kind {self.kind}. float32 is for numeric features, and they have no other.")
+            raise ConfigError(
+                f"feature `{self.name}`: dtype {self.dtype} does not go with kind {self.kind}. float32 is for numeric "
+                "features, and they have no other."
+            )
         if self.kind in ("multi", "sequence"):
             if self.length is None:
-                raise ConfigError(f"feature `{self.name}`: a {self.kind} feature needs `length`, the most values that are kept.")
+                raise ConfigError(
+                    f"feature `{self.name}`: a {self.kind} feature needs `length`, the most values that are kept."
+                )
             _check_positive("length", self.length)
         if self.separator == "":
             raise ConfigError(f"feature `{self.name}`: `separator` is empty.")
@@ -154,7 +166,11 @@ class LogFeature:
 
     def _check_keys(self) -> None:
         known = {"name", "kind", "column", *_KEYS_OF_KIND[self.kind]}
-        given = {f.name for f in dataclasses.fields(self) if f.default is not dataclasses.MISSING and getattr(self, f.name) != f.default}
+        given = {
+            f.name
+            for f in dataclasses.fields(self)
+            if f.default is not dataclasses.MISSING and getattr(self, f.name) != f.default
+        }
         without_meaning = sorted(given - known)
         if self.of is not None:
             without_meaning += sorted(given & {"column", "separator", "newest"})
@@ -162,7 +178,9 @@ class LogFeature:
             without_meaning += ["where"]
         if without_meaning:
             what = "built sequence (`of`)" if self.of is not None else f"{self.kind} feature read from a column"
-            raise ConfigError(f"feature `{self.name}`: `{without_meaning[0]}` means nothing for a {what}. Leave it out.")
+            raise ConfigError(
+                f"feature `{self.name}`: `{without_meaning[0]}` means nothing for a {what}. Leave it out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +200,10 @@ class SideTable:
     def __post_init__(self) -> None:
         for feature in self.features:
             if feature.of is not None:
-                raise ConfigError(f"feature `{feature.name}`: a sequence is built from the log, not from a side table. Move it to the log's `features`.")
+                raise ConfigError(
+                    f"feature `{feature.name}`: a sequence is built from the log, not from a side table. Move it to "
+                    "the log's `features`."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +214,8 @@ class LogSchema:
         user_id: Who.
         item_id: What was shown: the candidate.
         label: What came of it.
-        timestamp: str. The column that says when: numbers, or ISO 8601 datetimes (UTC where they name no zone). Without one, the rows' order
-            in the files is the order of time.
+        timestamp: str. The column that says when: numbers, or ISO 8601 datetimes (UTC where they name no zone). Without
+            one, the rows' order in the files is the order of time.
         features: Features from the log itself, and sequences built from it.
         items: The table of items, if there is one.
         users: The table of users, if there is one.
@@ -215,10 +236,29 @@ class LogSchema:
     encoding: str = "utf-8"
 
     def __post_init__(self) -> None:
-        resolved = self.resolve()
-        _check_names(resolved, self.user_name, self.user_id.dtype)
-        _check_vocabularies(resolved)
+        self._check_id_names()
+        _check_vocabularies(self.resolve())
         _check_groups(self.features + self.side_features)
+
+    def _check_id_names(self) -> None:
+        user = self.user_name
+        for name in (user, self.item_name):
+            if name in _RESERVED_NAMES:
+                raise ConfigError(f"`{name}` is taken by a column of the prepared tables. Give the id another `name`.")
+        if user == self.item_name:
+            raise ConfigError(
+                f"the user's and the item's id are both called `{user}`. Give one of them another `name`."
+            )
+        # The user's id may be a feature as well, and then it is one column in the prepared tables.
+        the_id = ("categorical", self.user_id.column, self.user_id.dtype)
+        for feature in self.side_features + self.features:
+            given = (feature.kind, feature.column or feature.name, feature.dtype or "string")
+            if feature.name == user and (feature in self.side_features or given != the_id):
+                raise ConfigError(
+                    f"feature `{user}` has the name of the user's id without being it (categorical, "
+                    f"{self.user_id.dtype}, from the log's column `{self.user_id.column}`). Give one of them another "
+                    "`name`."
+                )
 
     @property
     def item_name(self) -> str:
@@ -236,27 +276,43 @@ class LogSchema:
         return tuple(feature for table in (self.items, self.users) if table is not None for feature in table.features)
 
     def resolve(self) -> list[Feature]:
-        """Returns the features as the model will know them, defaults filled in: the candidate, then items', users' and the log's own.
+        """Returns the features as the model will know them: the candidate, the items', the users', the log's own.
 
         Raises:
             ConfigError: A built sequence is `of` something that cannot be put in sequence.
         """
         item = self.item_id
-        resolved = [Feature(self.item_name, "categorical", item.dtype, vocabulary=self.item_name, entity=item.entity)]
-        known = {self.item_name: resolved[0]}
+        candidate = Feature(self.item_name, "categorical", item.dtype, vocabulary=self.item_name, entity=item.entity)
+        known = {self.item_name: candidate}
         # Built sequences last of all, since they take their defaults from the others.
         for feature in sorted(self.side_features + self.features, key=lambda feature: feature.of is not None):
-            source = known.get(feature.of or "")
+            source = known.get(self.source_of(feature) or "")
             if source is not None and source.kind != "categorical":
-                raise ConfigError(f"feature `{feature.name}`: a sequence is built of a categorical feature or of a column, and `{source.name}` is {source.kind}.")
+                raise ConfigError(
+                    f"feature `{feature.name}`: a sequence is built of a categorical feature or of a column, and "
+                    f"`{source.name}` is {source.kind}."
+                )
             if source is not None and feature.dtype not in (None, source.dtype):
-                raise ConfigError(f"feature `{feature.name}`: it is built of `{source.name}`, which is {source.dtype}, not {feature.dtype}. Leave `dtype` out.")
+                raise ConfigError(
+                    f"feature `{feature.name}`: it is built of `{source.name}`, which is {source.dtype}, not "
+                    f"{feature.dtype}. Leave `dtype` out."
+                )
             known[feature.name] = _resolve(feature, source)
         order = [self.item_name, *(feature.name for feature in self.side_features + self.features)]
         if len(set(order)) < len(order):
             twice = next(name for name in order if order.count(name) > 1)
-            raise ConfigError(f"two features are called `{twice}`. Give one of them another `name`; `column` says where it is read from.")
+            raise ConfigError(
+                f"two features are called `{twice}`. Give one of them another `name`; `column` says where it is read "
+                "from."
+            )
         return [known[name] for name in order]
+
+    def source_of(self, feature: LogFeature) -> str | None:
+        """Returns the name of the feature that a sequence is built of; `None` if that is a mere column of the log."""
+        names = {other.name for other in self.side_features + self.features}
+        if feature.of in (self.item_name, self.item_id.column) and feature.of not in names:
+            return self.item_name
+        return feature.of if feature.of in names else None
 
     def min_counts(self) -> dict[str, int]:
         """Returns for each vocabulary how often a value has to be seen in training."""
@@ -285,23 +341,14 @@ def _resolve(feature: LogFeature, source: Feature | None) -> Feature:
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} cannot be the name of a model's input: it takes ASCII letters, digits and underscores, a letter first. "
-            "Give a `name`; `column` may be anything."
+            f"{name!r} cannot be the name of a model's input: it takes ASCII letters, digits and underscores, a letter "
+            "first. Give a `name`; `column` may be anything."
         )
 
 
 def _check_positive(key: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"`{key}` must be at least 1. Received: {value}")
-
-
-def _check_names(features: list[Feature], user_name: str, user_dtype: IdType) -> None:
-    for name in (user_name, features[0].name):
-        if name in _RESERVED_NAMES:
-            raise ConfigError(f"`{name}` is taken by a column of the prepared tables. Give the id another `name`.")
-    for feature in features:
-        if feature.name == user_name and (feature.kind, feature.dtype) != ("categorical", user_dtype):
-            raise ConfigError(f"feature `{user_name}` has the name of the user's id: make it categorical and {user_dtype}, or give it another `name`.")
 
 
 def _check_vocabularies(features: list[Feature]) -> None:
@@ -325,6 +372,6 @@ def _check_groups(features: tuple[LogFeature, ...]) -> None:
         other = first.setdefault(feature.group, feature)
         if (other.length, other.where, other.of is None) != (feature.length, feature.where, feature.of is None):
             raise ConfigError(
-                f"sequences `{other.name}` and `{feature.name}` are in the group `{feature.group}` and so need the same `length` and "
-                "`where`, and are both built (`of`) or both read from columns."
+                f"sequences `{other.name}` and `{feature.name}` are in the group `{feature.group}` and so need the "
+                "same `length` and `where`, and are both built (`of`) or both read from columns."
             )

@@ -1,4 +1,4 @@
-"""Reading tables (Parquet, CSV) and turning their columns into numbers, texts and lists, with errors that name the cell."""
+"""Reads tables (Parquet, CSV), and turns columns into numbers, texts and lists with errors that name the cell."""
 
 from __future__ import annotations
 
@@ -29,9 +29,6 @@ _TRUE_AND_FALSE = {"true": 1.0, "false": 0.0}
 _MICROSECONDS = pa.timestamp("us", "UTC")
 # Whole numbers beyond this do not survive a float64.
 _LARGEST_EXACT_FLOAT = 2.0**53
-
-# Says which cell is meant, from its row: "clicks.csv, row 3, column `age`".
-Place = Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,8 @@ class Table:
         raise IndexError(number)
 
     def place(self, column: str) -> Place:
-        """Returns a function that says where a cell of `column` is."""
-        return lambda number: f"{self.row(number)}, column `{column}`"
+        """Returns what says where a column's cells are."""
+        return Place(self, column)
 
     def column(self, name: str) -> pa.Array:
         """Returns a column as one array.
@@ -85,19 +82,43 @@ class Table:
         return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where values came from, for messages: "clicks.csv, row 3, column `age`".
+
+    Args:
+        table: The table.
+        column: str. Its column.
+        rows: int64. For each value its row, where that is not the value's own number.
+    """
+
+    table: Table
+    column: str
+    rows: np.ndarray | None = None
+
+    def __call__(self, number: int) -> str:
+        """Says where value `number` is."""
+        return f"{self.table.row(number if self.rows is None else int(self.rows[number]))}, column `{self.column}`"
+
+    def __str__(self) -> str:
+        return f"{self.table.name}, column `{self.column}`"
+
+
 def check_columns(wanted: Iterable[str], there: Sequence[str], table: str) -> None:
     """Raises a `DataError` that suggests the near miss where a wanted column is not there, or is there twice."""
     for name in wanted:
         if there.count(name) > 1:
             raise DataError(f"{table}: {there.count(name)} columns are called `{name}`. Rename or remove the others.")
         if name not in there:
-            near = difflib.get_close_matches(name, there, n=1) or [other for other in there if other.lower() == name.lower()]
+            near = difflib.get_close_matches(name, there, n=1) or [
+                other for other in there if other.lower() == name.lower()
+            ]
             hint = f"Did you mean `{near[0]}`?" if near else f"It has: {', '.join(there)}."
             raise DataError(f"{table}: no column is called `{name}`. {hint}")
 
 
 def find_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Returns the files that `paths` names: a file, several, or a folder of Parquet or CSV files (in the order of their names).
+    """Returns the files that `paths` names: a file, several, or a folder's Parquet and CSV files by name.
 
     Raises:
         DataError: Something is not there, or a folder holds no table.
@@ -120,11 +141,16 @@ def find_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def read_table(
-    paths: str | Path | Sequence[str | Path], columns: Iterable[str], *, delimiter: str | None = None, encoding: str = "utf-8"
+    paths: str | Path | Sequence[str | Path],
+    columns: Iterable[str],
+    *,
+    delimiter: str | None = None,
+    encoding: str = "utf-8",
 ) -> Table:
     """Reads columns of one table from one or several files.
 
-    All columns of a CSV file are read as text, so that an id such as 007 stays what it is; an empty cell is a missing value.
+    All columns of a CSV file are read as text, so that an id such as 007 stays what it is; an empty cell is a missing
+    value.
 
     Args:
         paths: A file, several, or a folder: `.parquet`, `.csv`, `.tsv`, CSV also compressed (`.csv.gz`).
@@ -138,10 +164,17 @@ def read_table(
     columns = list(dict.fromkeys(columns))
     files = find_files(paths)
     parts = [_read_file(file, columns, delimiter, encoding) for file in files]
-    table = Table(_concatenate(parts), tuple((str(file), part.num_rows) for file, part in zip(files, parts, strict=True)))
+    table = Table(
+        _concatenate(parts), tuple((str(file), part.num_rows) for file, part in zip(files, parts, strict=True))
+    )
     if len(table) == 0:
         raise DataError(f"{table.name}: not one row.")
     return table
+
+
+def first_null(array: pa.Array) -> int:
+    """Returns the number of an array's first missing value; -1 if it has none."""
+    return int(pc.index(pc.is_null(array), pa.scalar(True)).as_py())
 
 
 def to_integers(array: pa.Array, place: Place) -> pa.Array:
@@ -155,13 +188,19 @@ def to_integers(array: pa.Array, place: Place) -> pa.Array:
         array = array.cast(pa.large_string())
     if _is_text(array.type):
         array = pc.utf8_trim_whitespace(array)
-        _refuse_first(pc.invert(pc.match_substring_regex(array, _WHOLE_NUMBER)), array, place, "a whole number (int64)", _DECLARE_STRING)
+        _refuse_first(
+            pc.invert(pc.match_substring_regex(array, _WHOLE_NUMBER)),
+            array,
+            place,
+            "a whole number (int64)",
+            _DECLARE_STRING,
+        )
         array = pc.replace_substring_regex(array, r"\.0*$", "")
     elif pa.types.is_floating(array.type):
         whole = pc.and_(pc.equal(pc.round(array), array), pc.less_equal(pc.abs(array), _LARGEST_EXACT_FLOAT))
         _refuse_first(pc.invert(whole), array, place, "a whole number (int64)", _DECLARE_STRING)
     elif not (pa.types.is_integer(array.type) or pa.types.is_boolean(array.type) or pa.types.is_null(array.type)):
-        raise DataError(f"{place(0)}: a column of type {array.type} cannot be read as int64. {_DECLARE_STRING}")
+        raise DataError(f"{place}: a column of type {array.type} cannot be read as int64. {_DECLARE_STRING}")
     try:
         integers = array.cast(pa.int64())
     except pa.ArrowInvalid:  # some value is beyond 64 bits
@@ -176,25 +215,25 @@ def to_integers(array: pa.Array, place: Place) -> pa.Array:
 
 
 def to_strings(array: pa.Array, place: Place) -> pa.Array:
-    """Returns a text array; missing values (also NaN and the empty text) are null. Whole numbers are written without a point."""
+    """Returns a text array; missing values (also NaN and the empty text) are null. Whole numbers have no point."""
     array = _without_empty(array)
     try:
         return array.cast(pa.large_string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise DataError(f"{place(0)}: a column of type {array.type} cannot be read as string.") from None
+        raise DataError(f"{place}: a column of type {array.type} cannot be read as string.") from None
 
 
 def to_floats(array: pa.Array, place: Place) -> np.ndarray:
     """Returns a float64 array; missing values are NaN. False and true are 0 and 1, as texts too.
 
     Raises:
-        DataError: A value is not a finite number.
+        DataError: A value is not a number, or not a finite one as float32, which is what models take.
     """
     array = _without_empty(array)
     if _is_text(array.type):
         texts = pc.utf8_trim_whitespace(array).to_numpy(zero_copy_only=False)
         numbers = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(dtype=np.float64, copy=True)
-        for number in np.flatnonzero(np.isnan(numbers) & np.not_equal(texts, None)):
+        for number in np.flatnonzero(np.isnan(numbers) & pc.is_valid(array).to_numpy(zero_copy_only=False)):
             text = str(texts[number]).lower()
             if text not in _TRUE_AND_FALSE and text != "nan":
                 raise DataError(f"{place(int(number))}: {texts[number]!r} is not a number.")
@@ -204,10 +243,13 @@ def to_floats(array: pa.Array, place: Place) -> np.ndarray:
     elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):
         numbers = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     else:
-        raise DataError(f"{place(0)}: a column of type {array.type} cannot be read as numbers.")
-    infinite = np.flatnonzero(np.isinf(numbers))
-    if len(infinite):
-        raise DataError(f"{place(int(infinite[0]))}: the value is infinite. Numbers have to be finite; leave the cell empty if it is unknown.")
+        raise DataError(f"{place}: a column of type {array.type} cannot be read as numbers.")
+    beyond = np.flatnonzero(np.abs(numbers) > np.finfo(np.float32).max)
+    if len(beyond):
+        raise DataError(
+            f"{place(int(beyond[0]))}: {array[int(beyond[0])].as_py()!r} is not a finite float32. Leave the cell "
+            "empty if the value is unknown."
+        )
     return numbers
 
 
@@ -229,20 +271,24 @@ def to_labels(array: pa.Array, place: Place) -> np.ndarray:
 
 
 def to_times(array: pa.Array, place: Place) -> np.ndarray:
-    """Returns an int64 array that keeps the order of time: whole numbers as they are, datetimes as microseconds since 1970 (UTC).
+    """Returns an int64 array that keeps the order of time.
 
-    Numbers with a fraction are multiplied by 1,000,000 before they are rounded, all of the column.
+    Whole numbers stay as they are; datetimes become microseconds since 1970 (UTC). If one number has a fraction, all
+    are multiplied by 1,000,000 before they are rounded.
 
     Raises:
         DataError: A time is missing, or is neither a number nor an ISO 8601 datetime.
     """
     array = _without_empty(array)
     if array.null_count:
-        raise DataError(f"{place(int(pc.index(pc.is_null(array), pa.scalar(True)).as_py()))}: the time is missing. Remove the row, or leave `timestamp` out of the schema: then the rows' order is the order of time.")
+        raise DataError(
+            f"{place(first_null(array))}: the time is missing. Remove the row, or leave `timestamp` out of the "
+            "schema: then the rows' order is the order of time."
+        )
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
         zone = _MICROSECONDS if getattr(array.type, "tz", None) else pa.timestamp("us")
         return array.cast(zone, safe=False).cast(pa.int64()).to_numpy(zero_copy_only=False)
-    if pa.types.is_integer(array.type):
+    if pa.types.is_signed_integer(array.type):
         return array.cast(pa.int64()).to_numpy(zero_copy_only=False)
     if _is_text(array.type):
         try:
@@ -256,13 +302,20 @@ def to_times(array: pa.Array, place: Place) -> np.ndarray:
         numbers, texts = to_floats(array, place), pd.Series(array.to_numpy(zero_copy_only=False), dtype=object)
     wrong = np.flatnonzero(~np.isfinite(numbers))
     if len(wrong):
-        raise DataError(f"{place(int(wrong[0]))}: {texts[int(wrong[0])]!r} is not a number, as the times before it are.")
+        raise DataError(
+            f"{place(int(wrong[0]))}: {texts[int(wrong[0])]!r} is not a number, as the times before it are."
+        )
     whole = bool(np.all(numbers == np.floor(numbers)))
     return (numbers if whole else np.round(numbers * 1e6)).astype(np.int64)
 
 
 def to_lists(
-    array: pa.Array, place: Place, *, separator: str | None, convert: Callable[[pa.Array, Place], pa.Array], drop_missing: bool
+    array: pa.Array,
+    place: Place,
+    *,
+    separator: str | None,
+    convert: Callable[[pa.Array, Place], pa.Array],
+    drop_missing: bool,
 ) -> tuple[np.ndarray, pa.Array]:
     """Returns a column of lists as offsets (rows + 1) and the converted values of all lists in a row.
 
@@ -278,12 +331,14 @@ def to_lists(
     """
     if _is_text(array.type):
         if separator is None:
-            raise DataError(f"{place(0)}: the column is text, not lists. Declare the `separator` between its values.")
+            raise DataError(f"{place}: the column is text, not lists. Declare the `separator` between its values.")
         array = pc.split_pattern(_without_empty(array), separator)
     elif pa.types.is_null(array.type):
         array = array.cast(pa.list_(pa.null()))
-    elif not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type)):
-        raise DataError(f"{place(0)}: a column of type {array.type} holds no lists.")
+    elif not (
+        pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type)
+    ):
+        raise DataError(f"{place}: a column of type {array.type} holds no lists.")
     counts = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     values = pc.list_flatten(array)
     if pa.types.is_dictionary(values.type):
@@ -291,7 +346,7 @@ def to_lists(
     if _is_text(values.type):
         values = pc.utf8_trim_whitespace(values)
     parents = np.repeat(np.arange(len(counts)), counts)
-    values = convert(values, lambda number: place(int(parents[number]) if len(parents) else 0))
+    values = convert(values, dataclasses.replace(place, rows=parents))
     if drop_missing and values.null_count:
         there = pc.is_valid(values).to_numpy(zero_copy_only=False)
         counts = np.bincount(parents[there], minlength=len(counts))
@@ -326,7 +381,8 @@ def _iso_times(texts: pd.Series[Any], place: Place) -> np.ndarray:
     wrong = np.flatnonzero(times.isna().to_numpy())
     if len(wrong):
         raise DataError(
-            f"{place(int(wrong[0]))}: {texts[int(wrong[0])]!r} is neither a number nor an ISO 8601 datetime such as 2024-03-31T18:05:00."
+            f"{place(int(wrong[0]))}: {texts[int(wrong[0])]!r} is neither a number nor an ISO 8601 datetime such as "
+            "2024-03-31T18:05:00."
         )
     return times.dt.as_unit("us").astype("int64").to_numpy()
 
@@ -343,7 +399,10 @@ def _format_of(path: Path) -> str | None:
 def _read_file(path: Path, columns: list[str], delimiter: str | None, encoding: str) -> pa.Table:
     form = _format_of(path)
     if form is None:
-        raise DataError(f"{path}: cannot tell the format from its name. Expected one of: {', '.join(_PARQUET_SUFFIXES + _CSV_SUFFIXES)} (CSV also .gz).")
+        raise DataError(
+            f"{path}: cannot tell the format from its name. Expected one of: "
+            f"{', '.join(_PARQUET_SUFFIXES + _CSV_SUFFIXES)} (CSV also .gz)."
+        )
     try:
         if form == "parquet":
             check_columns(columns, pa.parquet.read_schema(path).names, str(path))
@@ -354,10 +413,14 @@ def _read_file(path: Path, columns: list[str], delimiter: str | None, encoding: 
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
         hint = "" if form == "parquet" else " Check `delimiter` and `encoding` in the schema, and the quotes."
-        raise DataError(f"{path}: not a readable {'Parquet' if form == 'parquet' else 'CSV'} file: {error}.{hint}") from None
+        raise DataError(
+            f"{path}: not a readable {'Parquet' if form == 'parquet' else 'CSV'} file: {error}.{hint}"
+        ) from None
 
 
-def read_csv(source: Any, columns: list[str], *, read: pa.csv.ReadOptions, parse: pa.csv.ParseOptions, name: str) -> pa.Table:
+def read_csv(
+    source: Any, columns: list[str], *, read: pa.csv.ReadOptions, parse: pa.csv.ParseOptions, name: str
+) -> pa.Table:
     """Reads columns of a CSV file as text (an empty cell is null).
 
     Args:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +104,7 @@ class MovieLensConfig:
 
 def movielens_schema(config: MovieLensConfig) -> LogSchema:
     """Returns the schema of the tables that the readers of this module make."""
-    history = {"kind": "sequence", "length": config.history_length, "group": "history"}
+    history = functools.partial(LogFeature, kind="sequence", length=config.history_length, group="history")
     return LogSchema(
         user_id=UserId(column="user_id", dtype="int64"),
         item_id=ItemId(column="movie_id", dtype="int64", entity="movie", min_count=config.min_count),
@@ -122,8 +124,8 @@ def movielens_schema(config: MovieLensConfig) -> LogSchema:
             )
         ),
         features=(
-            LogFeature(name="history_movie_id", of="movie_id", **history),
-            LogFeature(name="history_rating", of="rating", dtype="int64", **history),
+            history(name="history_movie_id", of="movie_id"),
+            history(name="history_rating", of="rating", dtype="int64"),
         ),
     )
 
@@ -136,7 +138,10 @@ def movielens_files(folder: str | Path) -> tuple[Path, Path, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder. Expected one with {', '.join(FILES_1M)} (MovieLens-1M) or {', '.join(FILES_100K)} (100K).")
+        raise DataError(
+            f"{folder}: no such folder. Expected one with {', '.join(FILES_1M)} (MovieLens-1M) or "
+            f"{', '.join(FILES_100K)} (100K)."
+        )
     for names in (FILES_1M, FILES_100K):
         if (folder / names[0]).is_file():
             missing = [name for name in names if not (folder / name).is_file()]
@@ -163,7 +168,9 @@ def read_movielens(folder: str | Path, config: MovieLensConfig) -> Source:
         users["occupation"] = [_occupation(code, row, users_file) for row, code in enumerate(users["occupation"])]
     else:
         ratings = _read_lines(ratings_file, "\t", _RATING_COLUMNS)
-        movies = _read_lines(movies_file, "|", ["movie_id", "title", "released", "video_released", "url", *_GENRES_100K])
+        movies = _read_lines(
+            movies_file, "|", ["movie_id", "title", "released", "video_released", "url", *_GENRES_100K]
+        )
         flags = movies[list(_GENRES_100K)].to_numpy() == "1"
         movies["genres"] = ["|".join(np.array(_GENRES_100K)[row]) for row in flags]
         users = _read_lines(users_file, "|", ["user_id", "age", "gender", "occupation", "zip_code"])
@@ -216,7 +223,7 @@ def convert_tfds(batches: Iterable[Mapping[str, Any]], genre_names: Sequence[str
                 "occupation": "user_occupation_text",
             }.items()
         }
-        part["genres"] = ["|".join(values[start:end]) for start, end in zip(splits[:-1], splits[1:], strict=True)]
+        part["genres"] = ["|".join(values[start:end]) for start, end in itertools.pairwise(splits)]
         parts.append(pd.DataFrame(part))
     if not parts:
         raise DataError(f"{TFDS_NAME}: not one row.")
@@ -230,7 +237,11 @@ def convert_tfds(batches: Iterable[Mapping[str, Any]], genre_names: Sequence[str
 
 
 def _source(
-    ratings: pd.DataFrame, movies: pd.DataFrame, users: pd.DataFrame, names: tuple[str, str, str], config: MovieLensConfig
+    ratings: pd.DataFrame,
+    movies: pd.DataFrame,
+    users: pd.DataFrame,
+    names: tuple[str, str, str],
+    config: MovieLensConfig,
 ) -> Source:
     movies = movies.assign(year=movies["title"].str.extract(_YEAR, expand=False))
     tables = [
@@ -248,15 +259,24 @@ def _read_lines(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
         raise DataError(f"{path}: not one row.")
     parse = pa.csv.ParseOptions(delimiter="\x1f", quote_char=False)
     try:
-        table = read_csv(io.BytesIO(text), columns, read=pa.csv.ReadOptions(column_names=columns), parse=parse, name=str(path))
+        table = read_csv(
+            io.BytesIO(text), columns, read=pa.csv.ReadOptions(column_names=columns), parse=parse, name=str(path)
+        )
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: expected lines of {len(columns)} columns with {separator!r} between them: {error}".replace("\x1f", separator)) from None
+        raise DataError(
+            f"{path}: expected lines of {len(columns)} columns with {separator!r} between them: {error}".replace(
+                "\x1f", separator
+            )
+        ) from None
     return table.to_pandas()
 
 
 def _occupation(code: str, row: int, path: Path) -> str:
     if code not in _OCCUPATION_OF_CODE:
-        raise DataError(f"{path}, row {row + 1}, column `occupation`: {code!r} is not one of the codes 0 to {len(_OCCUPATIONS_1M) - 1}.")
+        raise DataError(
+            f"{path}, row {row + 1}, column `occupation`: {code!r} is not one of the codes 0 to "
+            f"{len(_OCCUPATIONS_1M) - 1}."
+        )
     return _OCCUPATION_OF_CODE[code]
 
 
@@ -265,5 +285,7 @@ _OCCUPATION_OF_CODE = {str(code): name for code, name in enumerate(_OCCUPATIONS_
 
 def _age_bracket(ages: pd.Series[Any]) -> pd.Series[Any]:
     numbers = pd.to_numeric(ages, errors="coerce")
-    brackets = np.array(_AGE_BRACKETS)[np.searchsorted(_AGE_BRACKETS, numbers.fillna(1), side="right") - 1]
+    brackets = np.array(_AGE_BRACKETS)[
+        np.searchsorted(_AGE_BRACKETS, numbers.fillna(1).clip(lower=1), side="right") - 1
+    ]
     return pd.Series(brackets, index=ages.index).where(numbers.notna())

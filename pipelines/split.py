@@ -26,9 +26,10 @@ class SplitConfig:
     """How examples are divided into train, validation and test.
 
     Args:
-        by: `"user"` (every user is in one part), `"time"` (validation is later than all of train, test later still) or `"column"` (the log
-            says so itself). Defaults to `"user"`.
-        fractions: Of the users, or of the examples in order of time: train, validation, test; they sum to 1. Defaults to 0.8, 0.1, 0.1.
+        by: `"user"` (every user is in one part), `"time"` (validation is later than all of train, test later still) or
+            `"column"` (the log says so itself). Defaults to `"user"`.
+        fractions: Of the users, or of the examples in order of time: train, validation, test; they sum to 1. Defaults
+            to 0.8, 0.1, 0.1.
         column: str. For `"column"`: the log's column with the values train, validation and test.
     """
 
@@ -40,14 +41,20 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > _ROUNDING:
-            raise ConfigError(f"`fractions` are three numbers above 0 that sum to 1. Received: {list(self.fractions)}, which sum to {sum(self.fractions):g}.")
+            raise ConfigError(
+                f"`fractions` are three numbers above 0 that sum to 1. Received: {list(self.fractions)}, which sum to "
+                f"{sum(self.fractions):g}."
+            )
         if (self.by == "column") != (self.column is not None):
-            raise ConfigError("`column` goes with `by: column`, and only with it: it names the log's column with the values train, validation and test.")
+            raise ConfigError(
+                "`column` goes with `by: column`, and only with it: it names the log's column with the values train, "
+                "validation and test."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryOnlyConfig:
-    """The first interactions of each user that serve as history alone and give no example: min(ceil(n * fraction), at_most) of n.
+    """The first interactions of each user that serve as history alone: min(ceil(n * fraction), at_most) of n.
 
     Args:
         fraction: float. Of a user's interactions, from 0 (none) to below 1. Defaults to 0.
@@ -78,11 +85,14 @@ def find_examples(ranks: np.ndarray, interactions: np.ndarray, history_only: His
     return ranks >= (prefix if history_only.at_most is None else np.minimum(prefix, history_only.at_most))
 
 
-def split_by_user(users: np.ndarray, examples: np.ndarray, fractions: tuple[float, float, float], seed: int) -> np.ndarray:
+def split_by_user(
+    users: np.ndarray, examples: np.ndarray, fractions: tuple[float, float, float], seed: int
+) -> np.ndarray:
     """Deals users to the parts at random.
 
     Args:
-        users: int, one an interaction: the user's number in the sorted list of all users, so that the order of the log does not matter.
+        users: int, one an interaction: the user's number in the sorted list of all users, so that the order of the log
+            does not matter.
         examples: bool, one an interaction.
         fractions: Of the users that have examples.
         seed: int.
@@ -93,13 +103,13 @@ def split_by_user(users: np.ndarray, examples: np.ndarray, fractions: tuple[floa
     Raises:
         DataError: There are fewer users with examples than parts.
     """
-    dealt = np.random.default_rng([seed, _USER_STREAM]).permutation(np.unique(users[examples]))
+    dealt = _drawn(users, users[examples], seed, _USER_STREAM)
     validation, test = (max(1, round(len(dealt) * fraction)) for fraction in fractions[1:])
     train = len(dealt) - validation - test
     if train < 1:
         raise DataError(
-            f"the log has {len(dealt)} user(s) with examples, and a split by user needs at least one each for train, validation and test. "
-            "Split by time or by a column: split: {by: time}"
+            f"the log has {len(dealt)} user(s) with examples, and a split by user needs at least one each for train, "
+            "validation and test. Split by time or by a column: split: {by: time}"
         )
     part_of_user = np.full(int(users.max()) + 1, NO_PART, dtype=np.int8)
     part_of_user[dealt] = np.repeat([TRAIN, VALIDATION, TEST], [train, validation, test])
@@ -124,19 +134,30 @@ def split_by_time(times: np.ndarray | None, examples: np.ndarray, fractions: tup
     return np.where(examples, np.searchsorted(boundaries, times, side="right"), NO_PART).astype(np.int8)
 
 
-def choose_cold_items(items: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Draws the items that are kept out of training.
+def choose_cold_items(items: np.ndarray, examples: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Draws the items that are kept out of training, among those that have examples.
 
     Args:
-        items: int: the items that have examples, as numbers in the sorted list of all items, so that the order of the log does not matter.
-        fraction: float. How many of them.
+        items: int, one an interaction: the item's number in the sorted list of all items, so that the order of the log
+            does not matter.
+        examples: bool, one an interaction.
+        fraction: float. Of the items that have examples.
         seed: int.
 
     Returns:
         The numbers of the items drawn.
     """
-    items = np.unique(items)
-    return np.random.default_rng([seed, _COLD_ITEM_STREAM]).permutation(items)[: round(len(items) * fraction)]
+    drawn = _drawn(items, items[examples], seed, _COLD_ITEM_STREAM)
+    return drawn[: round(len(drawn) * fraction)]
+
+
+def _drawn(all_numbers: np.ndarray, wanted: np.ndarray, seed: int, stream: int) -> np.ndarray:
+    """The different numbers in `wanted` in random order.
+
+    All are shuffled before the wanted ones are picked out: one more or less wanted does not change the others' order.
+    """
+    drawn = np.random.default_rng([seed, stream]).permutation(np.unique(all_numbers))
+    return drawn[np.isin(drawn, wanted)]
 
 
 def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:

@@ -1,0 +1,63 @@
+"""What a backbone is: the core of a ranking model, between the embeddings and the output layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from kser_tf.schema import DatasetSchema, Feature
+
+
+class Backbone(tf.keras.layers.Layer):
+    """The core of a ranking model. One subclass, in one module of `kser_tf.models.backbones`, is one backbone.
+
+    A subclass writes `call(self, embeddings, masks, training=None)`, which gets every feature's embedding and returns the
+    last hidden representation, `(batch, units)`; the ranking model puts the output layer after it.
+
+    Args:
+        schema: The prepared data set's columns.
+        hidden_units: Widths of the deep part's layers. Defaults to `(128, 64)`.
+        dropout: float. Dropout after each of them. Defaults to `0.0`.
+
+    Call arguments:
+        embeddings: For each feature `(batch, width)`, for sequence features `(batch, length, width)`.
+        masks: For each group of sequence features `(batch, length)` bool, true where there is a value.
+    """
+
+    def __init__(
+        self, schema: DatasetSchema, *, hidden_units: Sequence[int] = (128, 64), dropout: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.schema = schema
+        self.hidden_units = tuple(hidden_units)
+        self.dropout = dropout
+
+    def deep_layers(self) -> list[Any]:
+        """Returns the deep part: dense layers with ReLU, each followed by dropout if there is any."""
+        layers = []
+        for units in self.hidden_units:
+            layers.append(tf.keras.layers.Dense(units, activation="relu"))
+            if self.dropout:
+                layers.append(tf.keras.layers.Dropout(self.dropout))
+        return layers
+
+    def flat_fields(self, embeddings: Mapping[str, Any]) -> list[Any]:
+        """Returns the embeddings of all features but the sequences, in the schema's order."""
+        return [embeddings[feature.name] for feature in self.schema.features if feature.kind != "sequence"]
+
+    def groups(self) -> dict[str, list[Feature]]:
+        """Returns the sequence features, group by group; what belongs to the candidate's vocabulary comes first in its group."""
+        candidate = self.schema.feature(self.schema.item_id)
+        found: dict[str, list[Feature]] = {}
+        for feature in self.schema.features:
+            if feature.kind == "sequence":
+                found.setdefault(feature.group or feature.name, []).append(feature)
+        return {name: sorted(features, key=lambda f: f.vocabulary != candidate.vocabulary) for name, features in found.items()}
+
+
+def masked_mean(sequence: Any, mask: Any) -> Any:
+    """Returns the mean of `(batch, length, width)` over the places where `mask` is true; 0 where there is none."""
+    present = tf.cast(mask, sequence.dtype)[..., None]
+    return tf.reduce_sum(sequence * present, 1) / tf.maximum(tf.reduce_sum(present, 1), 1)

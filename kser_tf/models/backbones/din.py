@@ -1,0 +1,72 @@
+"""DIN: the history read in the light of the candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from kser_tf.models.backbone import Backbone, masked_mean
+
+
+class DIN(Backbone):
+    """Deep Interest Network: each history item counts as much as the candidate makes it matter.
+
+    With the candidate's embedding `c` and, at a place of the history, the item's embedding `h` and its further features `r`
+    (a rating), the activation unit is one hidden layer over `[h, r, c, h * c]`,
+
+        a = v . relu(W [h, r, c, h * c] + b)        history vector = sum over places of softmax(a) [h, r]
+
+    and the deep part takes the other features' embeddings and the history vectors. `W` is applied block by block: the
+    candidate's block once a row, not once a place. The softmax over the places is the library's choice; the paper leaves
+    the weights unnormalised.
+
+    Args:
+        attention_units: int. Width of the activation unit. Defaults to `32`.
+        **kwargs: See `Backbone`.
+
+    References:
+        - [Zhou et al., Deep Interest Network for Click-Through Rate Prediction, 2018](https://arxiv.org/abs/1706.06978)
+    """
+
+    def __init__(self, *args: Any, attention_units: int = 32, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.attention_units = attention_units
+        self._place, self._candidate, self._product, self._score = {}, {}, {}, {}
+        for group in self._attended_groups():
+            self._place[group] = tf.keras.layers.Dense(attention_units, use_bias=False, name=f"{group}_place")
+            self._candidate[group] = tf.keras.layers.Dense(attention_units, name=f"{group}_candidate")
+            self._product[group] = tf.keras.layers.Dense(attention_units, use_bias=False, name=f"{group}_product")
+            self._score[group] = tf.keras.layers.Dense(1, name=f"{group}_score")
+        self._deep = self.deep_layers()
+
+    def _attended_groups(self) -> list[str]:
+        """The groups whose items can be compared with the candidate; others are averaged."""
+        vocabulary = self.schema.feature(self.schema.item_id).vocabulary
+        return [name for name, features in self.groups().items() if features[0].vocabulary == vocabulary]
+
+    def call(self, embeddings: Mapping[str, Any], masks: Mapping[str, Any], training: bool | None = None) -> Any:
+        candidate = embeddings[self.schema.item_id]
+        vectors = self.flat_fields(embeddings)
+        for group, features in self.groups().items():
+            place = tf.concat([embeddings[feature.name] for feature in features], -1)
+            if group not in self._score:
+                vectors.append(masked_mean(place, masks[group]))
+                continue
+            item = embeddings[features[0].name]
+            hidden = self._place[group](place) + self._product[group](item * candidate[:, None])
+            hidden = tf.nn.relu(hidden + self._candidate[group](candidate)[:, None])
+            score = self._score[group](hidden)[..., 0]
+            vectors.append(_attend(score, masks[group], place))
+        hidden = tf.concat(vectors, -1)
+        for layer in self._deep:
+            hidden = layer(hidden)
+        return hidden
+
+
+def _attend(score: Any, mask: Any, values: Any) -> Any:
+    """Sum of `values` weighted by the softmax of `score` over the places where `mask` is true; 0 where there is none."""
+    weights = tf.nn.softmax(tf.where(mask, score, tf.fill(tf.shape(score), score.dtype.min)))
+    weights = tf.where(mask, weights, tf.zeros_like(weights))
+    return tf.matmul(weights[:, None], values)[:, 0]

@@ -1,0 +1,38 @@
+"""Hyper-parameters of a ranking model; TensorFlow is not imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingModelConfig:
+    """Hyper-parameters of a ranking model.
+
+    Args:
+        backbone: Name of a module in `kser_tf.models.backbones`, or "package.module:Class".
+        embedding_width: Width of every feature's embedding.
+        embedding_l2: Weight of the L2 penalty on the embedding tables.
+        hidden_units: Widths of the deep part's layers.
+        dropout: Dropout in the deep part.
+        num_heads: Heads of the alignment attention.
+        gate_units: Width of ESFNet's hidden layer.
+        gate: ESFNet's gate: sigmoid, softmax or top_k.
+        top_k: Chunks kept by the gate top_k.
+        gate_sees: What ESFNet's gate sees: chunk, neighbours, catalogue, context.
+        extractor_l2: Weight of the L2 penalty on the extractor's kernels.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    backbone: str = "din"
+    embedding_width: int = 32
+    embedding_l2: float = 0.0
+    hidden_units: tuple[int, ...] = (128, 64)
+    dropout: float = 0.0
+    num_heads: int = 2
+    gate_units: int = 8
+    gate: str = "sigmoid"
+    top_k: int | None = None
+    gate_sees: tuple[str, ...] = ("chunk", "neighbours", "catalogue", "context")
+    extractor_l2: float = 0.0

@@ -1,0 +1,150 @@
+"""RankingModel: a TFRS ranking model over a prepared data set, with or without knowledge."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from kser_tf.errors import ConfigError
+from kser_tf.keras_version import require_keras_2
+from kser_tf.knowledge_store import KnowledgeStore
+from kser_tf.knowledge_statistics import mean_chunk
+from kser_tf.layers import KnowledgeExtractor, KnowledgeLookup
+from kser_tf.schema import MISSING_INDEX, DatasetSchema
+
+require_keras_2("kser_tf.RankingModel")
+
+import tensorflow_recommenders as tfrs  # noqa: E402
+
+from kser_tf.models import backbones  # noqa: E402
+from kser_tf.models.config import RankingModelConfig  # noqa: E402
+from kser_tf.models.feature_embedding import FeatureEmbedding  # noqa: E402
+from kser_tf.models.feature_indexer import FeatureIndexer  # noqa: E402
+
+
+class RankingModel(tfrs.Model):
+    """Predicts the probability of a click from a candidate, a user and a context.
+
+    Three parts, which the training strategies name: `embedding` (every feature's vector, with the aligned knowledge added
+    to the entities that have a store), `core` (the backbone) and `output_layer` (one dense unit, the logit).
+
+    Without stores it is the base model. With them it has the same embedding, core and output layer, so the base's weights
+    fit; the extractors start at zero, so it then predicts what the base predicts, bit for bit.
+
+    Args:
+        schema: The prepared data set's columns.
+        config: Hyper-parameters. Defaults to `RankingModelConfig()`.
+        stores: For each kind of entity with knowledge its store. Defaults to none.
+
+    Call arguments:
+        features: What `indexer` makes of raw features.
+
+    Returns:
+        The logit, `(batch, 1)`, float32.
+    """
+
+    def __init__(
+        self,
+        schema: DatasetSchema,
+        config: RankingModelConfig | None = None,
+        stores: Mapping[str, KnowledgeStore] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.schema = schema
+        self.config = config or RankingModelConfig()
+        lookups = {entity: KnowledgeLookup(store, name=f"{entity}_lookup") for entity, store in (stores or {}).items()}
+        extractors = {entity: self._extractor(entity) for entity in lookups}
+        self.indexer = FeatureIndexer(schema, lookups)
+        self.embedding = FeatureEmbedding(
+            schema,
+            self.config.embedding_width,
+            lookups,
+            extractors,
+            regularizer=_l2(self.config.embedding_l2),
+            name="embedding",
+        )
+        self.core = backbones.get(self.config.backbone)(
+            schema, hidden_units=self.config.hidden_units, dropout=self.config.dropout, name="core"
+        )
+        # float32 in every precision policy: TFRS adds float32 to the loss, and a logit in half precision saturates.
+        self.output_layer = tf.keras.layers.Dense(1, dtype="float32", name="output")
+        self.task = tfrs.tasks.Ranking(loss=tf.keras.losses.BinaryCrossentropy(from_logits=True))
+
+    def _extractor(self, entity: str) -> KnowledgeExtractor:
+        config = self.config
+        return KnowledgeExtractor(
+            config.num_heads,
+            config.gate_units,
+            gate=config.gate,
+            top_k=config.top_k,
+            sees=config.gate_sees,
+            kernel_regularizer=_l2(config.extractor_l2),
+            name=f"{entity}_extractor",
+        )
+
+    def make_weights(self) -> None:
+        """Makes all weights, by a call on a batch of one row without a single value."""
+        self.serve(
+            {
+                feature.name: tf.fill([1] if feature.length is None else [1, 1], tf.constant(feature.missing, dtype=spec.dtype))
+                for feature in self.schema.features
+                for spec in [self.serving_inputs()[feature.name]]
+            }
+        )
+
+    def adapt(self, stores: Mapping[str, KnowledgeStore]) -> None:
+        """Tells each ESFNet the average chunk of its catalogue. The model must have its weights."""
+        for entity, extractor in self.extractors.items():
+            extractor.esf_net.adapt(mean_chunk(stores[entity]))
+
+    def copy_backbone(self, other: RankingModel) -> None:
+        """Takes over the weights of another model's embedding tables, core and output layer.
+
+        Raises:
+            ConfigError: The other model has another schema, backbone or width.
+        """
+        if other.schema.fingerprint != self.schema.fingerprint:
+            raise ConfigError("the base was trained on other features or vocabularies: prepare and train it anew on this data set.")
+        ours, theirs = dataclasses.asdict(self.config), dataclasses.asdict(other.config)
+        for name in ("backbone", "embedding_width", "hidden_units"):
+            if ours[name] != theirs[name]:
+                raise ConfigError(f"the base was trained with {name}={theirs[name]!r}, this model has {ours[name]!r}. They must agree.")
+        self.embedding.copy_tables(other.embedding)
+        self.core.set_weights(other.core.get_weights())
+        self.output_layer.set_weights(other.output_layer.get_weights())
+
+    @property
+    def extractors(self) -> dict[str, KnowledgeExtractor]:
+        """For each kind of entity with knowledge its extractor."""
+        return self.embedding.extractors
+
+    def call(self, features: Mapping[str, Any], training: bool | None = None) -> Any:
+        embeddings = self.embedding(features)
+        masks = {}
+        for group, members in self.core.groups().items():
+            masks[group] = features[members[0].name] != MISSING_INDEX
+        return self.output_layer(self.core(embeddings, masks, training=training))
+
+    def compute_loss(self, inputs: tuple[Mapping[str, Any], Any], training: bool = False) -> Any:
+        features, labels = inputs
+        return self.task(labels=labels[:, None], predictions=self(features, training=training), compute_metrics=not training)
+
+    def serving_inputs(self) -> dict[str, tf.TensorSpec]:
+        """Returns name, dtype and shape of each raw input when served."""
+        return self.indexer.input_specs()
+
+    def serve(self, features: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns `probability` and `logit`, each `(batch,)`, of raw features: what a SavedModel of this model does."""
+        logit = self(self.indexer(features), training=False)[:, 0]
+        return {"probability": tf.sigmoid(logit), "logit": logit}
+
+    def get_config(self) -> dict[str, Any]:
+        return {"config": dataclasses.asdict(self.config)}
+
+
+def _l2(weight: float) -> Any:
+    return tf.keras.regularizers.L2(weight) if weight else None

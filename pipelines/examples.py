@@ -1,0 +1,142 @@
+"""Prepared examples as TensorFlow reads them: indexed once, kept in mapped files, gathered batch by batch."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from kser_tf.knowledge_store import KnowledgeStore
+from kser_tf.layers import KnowledgeLookup
+from kser_tf.layers.mapped_tensor import mapped_tensor
+from kser_tf.models.feature_indexer import FeatureIndexer, rows_name
+from kser_tf.schema import LABEL, DatasetSchema, Feature
+
+INDEX_FOLDER = "indexed"
+_ROWS_AT_ONCE = 65536
+
+
+class IndexedExamples:
+    """The examples of one split of a prepared data set, indexed.
+
+    Indexing a column takes its time, so the result is kept beside the prepared tables (`<prepared>/indexed/<split>`), a
+    `.npy` file a feature, and used again by every run on the same tables.
+
+    Args:
+        prepared: The prepared folder.
+        split: `"train"`, `"validation"` or `"test"`.
+        stores: For each kind of entity with knowledge its store; the features that name such entities get the store's rows.
+    """
+
+    def __init__(self, prepared: str | Path, split: str, stores: Mapping[str, KnowledgeStore] | None = None) -> None:
+        self.schema = DatasetSchema.load(prepared)
+        self._table = Path(prepared) / f"{split}.parquet"
+        self._folder = Path(prepared) / INDEX_FOLDER / split
+        self._files = self._index(dict(stores or {}))
+        self.tensors = {name: mapped_tensor(np.load(path, mmap_mode="r")) for name, path in self._files.items()}
+        self.labels = self.column(LABEL).astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def column(self, name: str) -> np.ndarray:
+        """Returns a column of the prepared table as it is there."""
+        return pq.read_table(self._table, columns=[name])[name].to_numpy()
+
+    def batches(self, batch_size: int) -> tf.data.Dataset:
+        """Returns all examples in the table's order, `(features, labels)`."""
+        labels, rows = tf.constant(self.labels), len(self)
+
+        def batch(number: Any) -> Any:
+            places = tf.range(number * batch_size, tf.minimum((number + 1) * batch_size, rows))
+            return {name: tf.gather(tensor, places) for name, tensor in self.tensors.items()}, tf.gather(labels, places)
+
+        count = -(-rows // batch_size)
+        return tf.data.Dataset.range(count).map(batch).prefetch(2).apply(tf.data.experimental.assert_cardinality(count))
+
+    def shuffled_batches(self, batch_size: int, *, seed: int, epochs: int, first_epoch: int = 0) -> tf.data.Dataset:
+        """Returns the examples of epochs `first_epoch` to `epochs`, each in an order of its own, `(features, labels)`.
+
+        The order depends on seed and epoch alone, so a run that was stopped sees after it what it would have seen.
+        """
+        labels, rows = tf.constant(self.labels), len(self)
+        count = self.steps(batch_size)
+
+        def batch(step: Any) -> Any:
+            epoch, number = step // count, step % count
+            places = tf.range(number * batch_size, tf.minimum((number + 1) * batch_size, rows))
+            places = tf.random.experimental.index_shuffle(places, seed=tf.stack([tf.cast(seed, tf.int64), epoch]), max_index=rows - 1)
+            return {name: tf.gather(tensor, places) for name, tensor in self.tensors.items()}, tf.gather(labels, places)
+
+        steps = tf.data.Dataset.range(first_epoch * count, epochs * count)
+        return steps.map(batch, num_parallel_calls=1).prefetch(2)
+
+    def steps(self, batch_size: int) -> int:
+        """Batches an epoch."""
+        return -(-len(self) // batch_size)
+
+    def raw_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the features as they are in the prepared table, padded, `rows` at a time: what a request would hold."""
+        yield from raw_features(self._table, self.schema.features, rows)
+
+    def _index(self, stores: dict[str, KnowledgeStore]) -> dict[str, Path]:
+        files: dict[str, Path] = {}
+        for feature in self.schema.features:
+            files[feature.name] = self._folder / f"{feature.name}.npy"
+            if feature.entity in stores:
+                files[rows_name(feature.name)] = self._folder / f"{feature.name}.{stores[feature.entity].fingerprint[:16]}.npy"
+        missing = {name: path for name, path in files.items() if not path.is_file()}
+        if missing:
+            features = [f for f in self.schema.features if f.name in missing or rows_name(f.name) in missing]
+            lookups = {entity: KnowledgeLookup(store) for entity, store in stores.items()}
+            self._write(missing, features, lookups)
+        return files
+
+    def _write(self, files: dict[str, Path], features: Sequence[Feature], lookups: dict[str, KnowledgeLookup]) -> None:
+        indexer = FeatureIndexer(self.schema, lookups)
+        index = tf.function(lambda raw: indexer.index(raw, features), reduce_retracing=True)
+        rows, start = pq.read_metadata(self._table).num_rows, 0
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._folder) as temporary:
+            arrays: dict[str, np.ndarray] = {}
+            for raw in raw_features(self._table, features, _ROWS_AT_ONCE):
+                for name, tensor in index(raw).items():
+                    if name not in files:
+                        continue
+                    values = tensor.numpy()
+                    if name not in arrays:
+                        path = os.path.join(temporary, files[name].name)
+                        arrays[name] = np.lib.format.open_memmap(path, "w+", values.dtype, (rows, *values.shape[1:]))
+                    arrays[name][start : start + len(values)] = values
+                start += len(next(iter(raw.values())))
+            for name, array in arrays.items():
+                array.flush()
+                os.replace(os.path.join(temporary, files[name].name), files[name])
+
+
+def raw_features(table: Path, features: Sequence[Feature], rows: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields features of a prepared table as requests hold them: `(rows,)`, or padded `(rows, length)`."""
+    by_name = {feature.name: feature for feature in features}
+    for batch in pq.ParquetFile(table).iter_batches(rows, columns=list(by_name)):
+        yield {name: _raw_column(batch[name], feature) for name, feature in by_name.items()}
+
+
+def _raw_column(column: pa.Array, feature: Feature) -> np.ndarray:
+    dtype = object if feature.dtype == "string" else np.dtype(feature.dtype)
+    if feature.length is None:
+        return column.to_numpy(zero_copy_only=False).astype(dtype)
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    lengths = np.minimum(column.value_lengths().to_numpy(zero_copy_only=False), feature.length)
+    starts = column.offsets.to_numpy()[:-1] - column.offsets.to_numpy()[0]
+    places = np.arange(feature.length)
+    present = places < lengths[:, None]
+    padded = np.full((len(column), feature.length), feature.missing, dtype)
+    padded[present] = values[(starts[:, None] + places)[present]]
+    return padded
