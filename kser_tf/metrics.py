@@ -234,6 +234,47 @@ def auc_by_popularity(
     ]
 
 
+def slice_rows(
+    users: ArrayLike, item_training_rows: ArrayLike, item_is_cold: ArrayLike, user_interactions: ArrayLike
+) -> dict[str, _Booleans]:
+    """Returns for each slice which rows belong to it, bool (rows,).
+
+    | slice | rows |
+    | --- | --- |
+    | `all` | all |
+    | `warm` | of items that were not held out of training (`head` and `tail` together) |
+    | `head` | of warm items with at least 50 training rows |
+    | `tail` | of warm items with fewer |
+    | `cold` | of items that were taken out of training altogether |
+    | `active_users` | of users with more interactions than the median user of these rows |
+    | `quiet_users` | of the other users |
+
+    Args:
+        users: (rows,) integers or strings, the user of each row.
+        item_training_rows: (rows,) int, the number of training rows of the row's item.
+        item_is_cold: (rows,) bool.
+        user_interactions: (rows,) int, the number of interactions of the row's user in the log; the same for all rows
+            of a user.
+
+    Raises:
+        DataError: Lengths differ.
+    """
+    rows = len(np.asarray(item_is_cold))
+    codes, number_of_users = _codes("users", users, rows)
+    cold = _column("item_is_cold", item_is_cold, rows).astype(np.bool_)
+    tail = ~cold & (_column("item_training_rows", item_training_rows, rows) < TAIL_TRAINING_ROWS)
+    active = _is_active(codes, number_of_users, _column("user_interactions", user_interactions, rows))
+    return {
+        "all": np.ones(rows, np.bool_),
+        "warm": ~cold,
+        "head": ~cold & ~tail,
+        "tail": tail,
+        "cold": cold,
+        "active_users": active,
+        "quiet_users": ~active,
+    }
+
+
 def evaluate_slices(
     labels: ArrayLike,
     logits: ArrayLike,
@@ -246,15 +287,7 @@ def evaluate_slices(
 ) -> dict[str, dict[str, float | int | None]]:
     """Returns all metrics on all rows and on slices of them.
 
-    | slice | rows |
-    | --- | --- |
-    | `all` | all |
-    | `warm` | of items that were not held out of training (`head` and `tail` together) |
-    | `head` | of warm items with at least 50 training rows |
-    | `tail` | of warm items with fewer |
-    | `cold` | of items that were taken out of training altogether |
-    | `active_users` | of users with more interactions than the median user of these rows |
-    | `quiet_users` | of the other users |
+    The slices are those of `slice_rows`.
 
     Args:
         labels: (rows,), 0 or 1.
@@ -275,18 +308,7 @@ def evaluate_slices(
     """
     positive, logits = _labels_and("logits", labels, logits)
     codes, number_of_users = _codes("users", users, len(positive))
-    cold = _column("item_is_cold", item_is_cold, len(positive)).astype(np.bool_)
-    tail = ~cold & (_column("item_training_rows", item_training_rows, len(positive)) < TAIL_TRAINING_ROWS)
-    active = _is_active(codes, number_of_users, _column("user_interactions", user_interactions, len(positive)))
-    slices: dict[str, _Booleans] = {
-        "all": np.ones(len(positive), np.bool_),
-        "warm": ~cold,
-        "head": ~cold & ~tail,
-        "tail": tail,
-        "cold": cold,
-        "active_users": active,
-        "quiet_users": ~active,
-    }
+    slices = slice_rows(users, item_training_rows, item_is_cold, user_interactions)
     return {
         name: _all_metrics(positive[chosen], logits[chosen], codes[chosen], number_of_users, bins)
         for name, chosen in slices.items()

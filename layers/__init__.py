@@ -1,6 +1,7 @@
 """Keras layers to put into a model: what the recommender gets from the knowledge of a language model.
 
-They run under Keras 2 (`tf-keras`, which TFRS needs) and Keras 3, and import TensorFlow and each other, nothing else of this package.
+They run under Keras 2 (`tf-keras`, which TFRS needs) and Keras 3, and import TensorFlow and each other, nothing else
+of this package.
 """
 
 from kser_tf.layers.alignment_attention import AlignmentAttention

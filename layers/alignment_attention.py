@@ -6,26 +6,29 @@ from typing import Any
 
 import tensorflow as tf
 
-from kser_tf.layers.shaped_layer import ShapedLayer
+from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks, with_shape
 
 
 @tf.keras.utils.register_keras_serializable("kser_tf")
 class AlignmentAttention(ShapedLayer):
     """Aligns knowledge chunks with the recommender's feature space by attention.
 
-    The recommender's feature embeddings ask (queries), the knowledge chunks answer (keys and values); what comes out has the queries'
-    shape and width, so it can be added to them. For query `q`, head `h` and chunks `e_1 .. e_n` of the same entity,
+    The recommender's feature embeddings ask (queries), the knowledge chunks answer (keys and values); what comes out
+    has the queries' shape and width, so it can be added to them. For query `q`, head `h` and chunks `e_1 .. e_n` of
+    the same entity,
 
         score_c = (W_h q) . e_c + b_h,field(c)
         a       = softmax(score) over the chunks that are there
         output  = sum over h of O_h (sum_c a_c e_c)
 
-    This is multi-head attention with its projections absorbed: `q . (K e) = (K' q) . e` and `sum_c a_c V e_c = V (sum_c a_c e_c)`, so
-    neither keys nor values are projected chunk by chunk. For 12 chunks of 384 and width 32 that is about 30 times fewer multiplications
-    than `MultiHeadAttention`, with the same functions in reach.
+    This is multi-head attention with its projections absorbed: `q . (K e) = (K' q) . e` and
+    `sum_c a_c V e_c = V (sum_c a_c e_c)`, so neither keys nor values are projected chunk by chunk. For 12 chunks of
+    384 and width 32 that is about 30 times fewer multiplications than `MultiHeadAttention`, with the same functions in
+    reach.
 
-    There is no bias after the attention: an entity without any chunk gets exactly 0, never NaN. With `output_initializer="zeros"` every
-    entity does at the start, and a model to which this is added predicts what it predicted before, bit for bit.
+    There is no bias after the attention: an entity without any chunk gets exactly 0, never NaN. With
+    `output_initializer="zeros"` every entity does at the start, and a model to which this is added predicts what it
+    predicted before, bit for bit.
 
     Built from the published description of KSER (see References), which does not give the equations.
 
@@ -39,9 +42,10 @@ class AlignmentAttention(ShapedLayer):
     Call arguments:
         query: `(batch, queries, width_r)`. The recommender's feature embeddings.
         chunks: `(batch, fields, chunks, width)`. The knowledge, weighted by `ESFNet` or as it is.
-        mask: `(batch, fields, chunks)` bool. True where there is a chunk. Defaults to all true.
-        weights: `(batch, fields, chunks)`. Weights to multiply the chunks by, where they are not multiplied already. The result is that
-            of passing `chunks * weights[..., None]`, for less memory traffic.
+        mask: `(batch, fields, chunks)` bool. True where there is a chunk. Defaults to the Keras mask of the chunks, or
+            else to all true. (A Keras mask of the query is not looked at.)
+        weights: `(batch, fields, chunks)`. Weights to multiply the chunks by, where they are not multiplied already.
+            The result is that of passing `chunks * weights[..., None]`, for less memory traffic.
 
     Returns:
         `(batch, queries, width_r)`, in the layer's compute dtype.
@@ -56,8 +60,8 @@ class AlignmentAttention(ShapedLayer):
     TensorShape([2, 1, 32])
 
     References:
-        - [Wang et al., Selection and Exploitation of High-Quality Knowledge from Large Language Models for Recommendation,
-          2025](https://arxiv.org/abs/2508.07223)
+        - [Wang et al., Selection and Exploitation of High-Quality Knowledge from Large Language Models for
+          Recommendation, 2025](https://arxiv.org/abs/2508.07223)
         - [Vaswani et al., Attention Is All You Need, 2017](https://arxiv.org/abs/1706.03762)
     """
 
@@ -82,6 +86,7 @@ class AlignmentAttention(ShapedLayer):
         self.query_initializer = tf.keras.initializers.get(query_initializer)
         self.output_initializer = tf.keras.initializers.get(output_initializer)
         self.kernel_regularizer = tf.keras.regularizers.get(kernel_regularizer)
+        # Derived.
         self.supports_masking = True
 
     def build(self, query_shape: Any, chunks_shape: Any) -> None:
@@ -109,36 +114,34 @@ class AlignmentAttention(ShapedLayer):
         if self.field_bias:
             self._field_bias = self.add_weight(name="field_bias", shape=(self.num_heads, fields), initializer="zeros")
         self._width_r = width_r
-        self._chunks_shape = (fields, per_field, width)
+        self._shape = (fields, per_field, width)
+        self._remember_shapes(query=query_shape, chunks=chunks_shape)
 
     def call(self, query: Any, chunks: Any, mask: Any = None, weights: Any = None) -> Any:
-        query = tf.cast(query, self.compute_dtype)
-        chunks = tf.cast(chunks, self.compute_dtype)
-        if tuple(chunks.shape[1:]) != self._chunks_shape:
-            raise ValueError(
-                f"`chunks` must be (batch, {', '.join(map(str, self._chunks_shape))}), as built. Received: shape={tuple(chunks.shape)}"
-            )
-        fields, per_field, width = self._chunks_shape
-        count, queries = fields * per_field, tf.shape(query)[1]
-        flat = tf.reshape(chunks, (-1, count, width))
-        flat_mask = None
-        if mask is not None:
-            flat_mask = tf.reshape(tf.cast(mask, tf.bool), (-1, 1, count))
-            flat = tf.where(flat_mask[:, 0, :, None], flat, tf.zeros_like(flat))
-
-        projected = tf.matmul(tf.reshape(query, (-1, self._width_r)), tf.cast(self._query_kernel, query.dtype))
-        projected = tf.reshape(projected, (-1, queries * self.num_heads, width))
-        score = tf.matmul(projected, flat, transpose_b=True)  # (batch, queries * heads, chunks)
+        chunks, mask = checked_chunks(chunks, mask, self._shape, self.compute_dtype)
         if weights is not None:
-            flat_weights = tf.reshape(tf.cast(weights, query.dtype), (-1, 1, count))
-            score *= flat_weights
+            weights = tf.cast(with_shape("weights", weights, self._shape[:-1]), chunks.dtype)
+            weights = tf.where(mask, weights, tf.zeros_like(weights))
+        query = tf.cast(with_shape("query", query, (None, self._width_r)), chunks.dtype)
+        fields, per_field, width = self._shape
+        count, queries = fields * per_field, query.shape[1] or tf.shape(query)[1]
+        chunks = tf.reshape(chunks, (-1, count, width))
+        mask = tf.reshape(mask, (-1, 1, count))
+
+        # All heads of all queries of an entity are rows of one matrix, the heads of a query side by side.
+        asked = tf.matmul(tf.reshape(query, (-1, self._width_r)), tf.cast(self._query_kernel, query.dtype))
+        asked = tf.reshape(asked, (-1, queries * self.num_heads, width))
+        score = tf.matmul(asked, chunks, transpose_b=True)
+        if weights is not None:
+            weights = tf.reshape(weights, (-1, 1, count))
+            score *= weights
         if self._field_bias is not None:
             bias = tf.repeat(tf.cast(self._field_bias, query.dtype), per_field, axis=1)
             score += tf.tile(bias, (queries, 1))
-        attention = _masked_softmax(score, flat_mask)
+        attention = _masked_softmax(score, mask)
         if weights is not None:
-            attention *= flat_weights
-        attended = tf.reshape(tf.matmul(attention, flat), (-1, self.num_heads * width))
+            attention *= weights
+        attended = tf.reshape(tf.matmul(attention, chunks), (-1, self.num_heads * width))
         return tf.reshape(tf.matmul(attended, tf.cast(self._output_kernel, query.dtype)), (-1, queries, self._width_r))
 
     def get_config(self) -> dict[str, Any]:
@@ -155,8 +158,5 @@ class AlignmentAttention(ShapedLayer):
 
 def _masked_softmax(score: Any, mask: Any) -> Any:
     """Softmax over the last axis where `mask` is true and 0 elsewhere; all 0 where nothing is true."""
-    if mask is None:
-        return tf.nn.softmax(score)
-    lowest = tf.fill(tf.shape(score), score.dtype.min)
-    attention = tf.nn.softmax(tf.where(mask, score, lowest))
+    attention = tf.nn.softmax(tf.where(mask, score, tf.fill(tf.shape(score), score.dtype.min)))
     return tf.where(mask, attention, tf.zeros_like(attention))

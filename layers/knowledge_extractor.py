@@ -14,11 +14,13 @@ from kser_tf.layers.shaped_layer import ShapedLayer
 
 @tf.keras.utils.register_keras_serializable("kser_tf")
 class KnowledgeExtractor(ShapedLayer):
-    """What the recommender takes from an entity's knowledge: chunks weighed by `ESFNet`, then aligned by `AlignmentAttention`.
+    """What the recommender takes from an entity's knowledge: `ESFNet` weighs it, `AlignmentAttention` aligns it.
 
-    The result is that of the two layers one after the other; the weights are applied inside the attention, so the weighted chunks are
-    never made. With `output_initializer="zeros"`, the default here, the extractor starts by adding nothing: attached to a trained
-    model, it leaves the model's predictions as they are until it has learned something.
+    The result is that of the two layers one after the other; the weights are applied inside the attention, so the
+    weighted chunks are never made. With `output_initializer="zeros"`, the default here, the extractor starts by adding
+    nothing: attached to a trained model, it leaves the model's predictions as they are until it has learned something.
+
+    The two layers are the attributes `esf_net` and `alignment`.
 
     Args:
         num_heads: int. Heads of the alignment attention. Defaults to `4`.
@@ -32,13 +34,18 @@ class KnowledgeExtractor(ShapedLayer):
     Call arguments:
         query: `(batch, queries, width_r)`. The recommender's feature embeddings.
         chunks: `(batch, fields, chunks, width)`.
-        mask: `(batch, fields, chunks)` bool. Defaults to all true.
+        mask: `(batch, fields, chunks)` bool. Defaults to the Keras mask of the chunks, or else to all true. (A Keras
+            mask of the query is not looked at.)
         context: `(batch, n)`. What ESFNet sees of the recommender. Defaults to the mean of the queries.
         statistics: `(batch, fields, chunks, 3)`, from `ESFNet.statistics`, where they are at hand.
         return_weights: bool. Whether the chunk weights are returned too. Defaults to `False`.
 
     Returns:
-        `(batch, queries, width_r)`; with `return_weights` also the weights, `(batch, fields, chunks)`.
+        `(batch, queries, width_r)`; with `return_weights` also the weights, `(batch, fields, chunks)`. Both in the
+        layer's compute dtype.
+
+    Raises:
+        ValueError: As the two layers.
 
     Example:
 
@@ -48,8 +55,8 @@ class KnowledgeExtractor(ShapedLayer):
     (TensorShape([2, 1, 32]), TensorShape([2, 3, 4]))
 
     References:
-        - [Wang et al., Selection and Exploitation of High-Quality Knowledge from Large Language Models for Recommendation,
-          2025](https://arxiv.org/abs/2508.07223)
+        - [Wang et al., Selection and Exploitation of High-Quality Knowledge from Large Language Models for
+          Recommendation, 2025](https://arxiv.org/abs/2508.07223)
     """
 
     shaped_arguments = ("query", "chunks", "context")
@@ -82,28 +89,30 @@ class KnowledgeExtractor(ShapedLayer):
             gate=gate,
             top_k=top_k,
             sees=sees,
-            kernel_regularizer=kernel_regularizer,
-            dtype=self._policy(),
+            kernel_regularizer=self.kernel_regularizer,
+            dtype=self.dtype_policy,
             name="esf_net",
         )
         self.alignment = AlignmentAttention(
             num_heads,
             output_initializer=self.output_initializer,
-            kernel_regularizer=kernel_regularizer,
-            dtype=self._policy(),
+            kernel_regularizer=self.kernel_regularizer,
+            dtype=self.dtype_policy,
             name="alignment",
         )
-
-    def _policy(self) -> Any:
-        return self.dtype_policy
 
     def build(self, query_shape: Any, chunks_shape: Any, context_shape: Any = None) -> None:
         query = tuple(query_shape)
         if len(query) != 3 or query[-1] is None:
             raise ValueError(f"`query` must be (batch, queries, width) with the width known. Received: shape={query}")
         context = (None, query[-1]) if context_shape is None else tuple(context_shape)
-        self.esf_net.build_from_config({"shapes": {"chunks": chunks_shape, "context": context}})
-        self.alignment.build_from_config({"shapes": {"query": query, "chunks": chunks_shape}})
+        for layer, shapes in (
+            (self.esf_net, {"chunks_shape": chunks_shape, "context_shape": context}),
+            (self.alignment, {"query_shape": query_shape, "chunks_shape": chunks_shape}),
+        ):
+            with tf.name_scope(layer.name):
+                layer.build(**shapes)
+        self._remember_shapes(query=query_shape, chunks=chunks_shape, context=context_shape)
 
     def call(
         self,
@@ -114,17 +123,22 @@ class KnowledgeExtractor(ShapedLayer):
         statistics: Any = None,
         return_weights: bool = False,
     ) -> Any:
-        query = tf.cast(query, self.compute_dtype)
         weights = self.weigh(query, chunks, mask, context, statistics)
         aligned = self.alignment(query, chunks, mask=mask, weights=weights)
         return (aligned, weights) if return_weights else aligned
 
     def weigh(self, query: Any, chunks: Any, mask: Any = None, context: Any = None, statistics: Any = None) -> Any:
-        """Returns the chunk weights, `(batch, fields, chunks)`, for a look and for a plot; the arguments are those of the call."""
+        """Returns the chunk weights, `(batch, fields, chunks)`, for a look and for a plot.
+
+        The layer must be built; the arguments are those of the call.
+
+        Raises:
+            ValueError: As the call, or the layer is not built.
+        """
+        self._require_built("weigh")
         if context is None:
-            context = tf.reduce_mean(query, axis=1)
-        _, weights = self.esf_net(chunks, mask=mask, context=context, statistics=statistics)
-        return weights
+            context = tf.reduce_mean(tf.cast(query, self.compute_dtype), axis=1)
+        return self.esf_net.weigh(chunks, mask, context, statistics)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

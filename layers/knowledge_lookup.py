@@ -12,28 +12,35 @@ from kser_tf.layers.mapped_tensor import mapped_tensor
 UNKNOWN_ROW = -1
 
 
+@tf.keras.utils.register_keras_serializable("kser_tf")
 class KnowledgeLookup(tf.keras.layers.Layer):
     """Looks up the knowledge of entities by their ids, in a knowledge store.
 
-    The store's vectors are not weights: they are neither trained nor written into checkpoints, and the memory-mapped file itself is the
-    table, so training holds no copy of it. Only the rows asked for are read, and turned from int8 or float16 into floating point.
-    For a SavedModel, `tables(copy=True)` puts the table into variables, which are saved with it.
+    The store's vectors are not weights: they are neither trained nor written into checkpoints, and the memory-mapped
+    file itself is the table, so training holds no copy of it. Only the rows asked for are read, and turned from int8 or
+    float16 into floating point. For a SavedModel, `tables(copy=True)` puts the table into variables, which are saved
+    with it.
 
     An id that the store does not hold has no knowledge: its chunks are 0 and its mask is false. That is never an error.
 
+    XLA cannot look up ids. A model that is compiled with `jit_compile=True` takes `rows`, from the input pipeline, and
+    calls `lookup_rows`.
+
     Args:
-        store: A `kser_tf.KnowledgeStore`, or anything with its `ids`, `vectors`, `scales` and `mask`. A layer that was loaded from a
-            file has none until `connect(store)`.
+        store: A `kser_tf.KnowledgeStore`, or anything with its `ids`, `vectors`, `scales` and `mask`. A layer that was
+            loaded from a file has none until `connect(store)`.
         shape: `(fields, chunks, width)`. Taken from the store; given where a layer is made without one.
 
     Call arguments:
-        ids: Integer or string tensor of any shape.
+        ids: Integer or string tensor of any shape, not ragged.
 
     Returns:
-        The chunks, `(*ids.shape, fields, chunks, width)` in the layer's compute dtype, and the mask, `(*ids.shape, fields, chunks)` bool.
+        The chunks, `(*ids.shape, fields, chunks, width)` in the layer's compute dtype, and the mask, `(*ids.shape,
+        fields, chunks)` bool.
 
     Raises:
-        ValueError: The layer has no store, the ids have another type than the store's, or a store of another shape is connected.
+        ValueError: The layer has no store, the ids have another type than the store's or are ragged, or a store of
+            another shape is connected.
 
     Example:
 
@@ -44,8 +51,11 @@ class KnowledgeLookup(tf.keras.layers.Layer):
     def __init__(self, store: Any = None, *, shape: tuple[int, int, int] | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("trainable", False)
         super().__init__(**kwargs)
-        self.shape = tuple(shape) if shape is not None else None
+        self.shape: Any = None if shape is None else tuple(shape)
+        # Keras 3 compiles a model with XLA by itself, unless a layer says that it cannot be.
+        self.supports_jit = False
         self._current: Any = _Untracked(None)
+        self._only_shapes = False
         if store is not None:
             self.connect(store)
 
@@ -58,8 +68,8 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         shape = tuple(int(n) for n in store.vectors.shape[1:])
         if self.shape is not None and shape != self.shape:
             raise ValueError(
-                f"{self.name} was made for knowledge of shape (fields, chunks, width) = {self.shape}; the store has {shape}. "
-                "Connect a store that was encoded alike, or make a new layer."
+                f"{self.name} was made for knowledge of shape (fields, chunks, width) = {self.shape}, and the store "
+                f"has {shape}. Connect a store that was encoded alike, or make a new layer."
             )
         self.shape = shape
         self._current = _Untracked(KnowledgeTables(store))
@@ -68,14 +78,18 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         """Returns the tables that are looked up.
 
         Args:
-            copy: bool. Whether they are first copied into variables, which the layer uses from then on: for an export, where they must
-                be tracked (`ExportArchive.track`). Defaults to `False`.
+            copy: bool. Whether they are first copied into variables, which the layer uses from then on: for an export,
+                where they must be tracked (`ExportArchive.track`). Defaults to `False`.
         """
         tables = self._connected()
         if copy and not tables.in_variables:
             tables = tables.copied()
             self._current = _Untracked(tables)
         return tables
+
+    def use_tables(self, tables: KnowledgeTables) -> None:
+        """Looks up in `tables`, from an earlier call of `tables()`, from now on: the way back after an export."""
+        self._current = _Untracked(tables)
 
     def rows(self, ids: Any) -> Any:
         """Returns the int32 row of each id in the store, -1 for ids that it does not hold; shape of `ids`."""
@@ -92,19 +106,37 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         """
         return self._connected().gather(rows, self.compute_dtype)
 
+    def __call__(self, ids: Any, **kwargs: Any) -> Any:
+        # Keras 2 runs `call` to learn the shapes when a functional model is put together, also when it is loaded and
+        # the layer has no store yet.
+        self._only_shapes = hasattr(ids, "_keras_history")
+        try:
+            return super().__call__(ids, **kwargs)
+        finally:
+            self._only_shapes = False
+
     def call(self, ids: Any) -> tuple[Any, Any]:
+        if self._only_shapes and self._current.value is None and self.shape is not None:
+            return self._without_store(ids)
         return self.lookup_rows(self.rows(ids))
+
+    def _without_store(self, ids: Any) -> tuple[Any, Any]:
+        chunks = tf.zeros(self.shape, self.compute_dtype)
+        mask = tf.zeros(self.shape[:-1], tf.bool)
+        return tuple(tf.broadcast_to(part, tf.concat([tf.shape(ids), part.shape], 0)) for part in (chunks, mask))
 
     def _connected(self) -> KnowledgeTables:
         if self._current.value is None:
             raise ValueError(
-                f"{self.name} has no store: the vectors are not saved with a model. Call `connect(KnowledgeStore.open(path))`."
+                f"{self.name} has no store: the vectors are not saved with a model. Call "
+                "`connect(KnowledgeStore.open(path))`."
             )
         return self._current.value
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        shape = tuple(input_shape)
-        return (*shape, *self.shape), (*shape, *self.shape[:2])
+        if self.shape is None:
+            self._connected()
+        return (*input_shape, *self.shape), (*input_shape, *self.shape[:-1])
 
     def compute_output_spec(self, ids: Any) -> Any:
         chunks, mask = self.compute_output_shape(ids.shape)
@@ -126,6 +158,7 @@ class KnowledgeTables(tf.Module):
     def __init__(self, store: Any) -> None:
         super().__init__(name="knowledge_tables")
         self.in_variables = False
+        self.fingerprint: str | None = getattr(store, "fingerprint", None)
         self._ids = np.asarray(store.ids)
         self._vectors = _table(store.vectors)
         self._scales = None if store.scales is None else _table(store.scales)
@@ -137,43 +170,53 @@ class KnowledgeTables(tf.Module):
         other = KnowledgeTables.__new__(KnowledgeTables)
         tf.Module.__init__(other, name="knowledge_tables")
         other.in_variables = True
+        other.fingerprint = self.fingerprint
         other._ids = self._ids
         with tf.init_scope():
             other._vectors = tf.Variable(self._vectors, trainable=False, name="vectors")
             other._scales = None if self._scales is None else tf.Variable(self._scales, trainable=False, name="scales")
             other._mask = tf.Variable(self._mask, trainable=False, name="mask")
         other._rows = None
-        other.rows(tf.constant(self._ids[:0]))  # Makes the id table, so that it is there to be tracked.
+        other.rows(tf.zeros([0], other._id_dtype))  # Makes the table of ids, so that it is there to be tracked.
         return other
+
+    @property
+    def _id_dtype(self) -> Any:
+        return tf.int64 if self._ids.dtype.kind in "iu" else tf.string
 
     def rows(self, ids: Any) -> Any:
         """Returns the int32 row of each id, -1 for unknown ones."""
-        ids = tf.convert_to_tensor(ids)
-        strings = self._ids.dtype.kind not in "iu"
-        if strings != (ids.dtype == tf.string):
+        if isinstance(ids, tf.RaggedTensor | tf.SparseTensor):
             raise ValueError(
-                f"the store's ids are {'strings' if strings else 'integers'}, the ids looked up are {ids.dtype.name}. "
-                f"Convert them, or write the store with {'integer' if strings else 'string'} ids."
+                f"ids must be a dense tensor, Received: {type(ids).__name__}. Pad them with an id that the store does "
+                "not hold: `ids.to_tensor(-1)`, or `ids.to_tensor('')`."
+            )
+        ids = tf.convert_to_tensor(ids)
+        if not (ids.dtype.is_integer if self._id_dtype == tf.int64 else ids.dtype == tf.string):
+            other = "string" if self._id_dtype == tf.int64 else "integer"
+            raise ValueError(
+                f"the store's ids are {self._id_dtype.name}, the ids looked up are {ids.dtype.name}. "
+                f"Convert them, or write the store with {other} ids."
             )
         if self._rows is None:
             with tf.init_scope():
-                keys = tf.constant(
-                    self._ids.astype(object) if strings else self._ids.astype(np.int64),
-                    tf.string if strings else tf.int64,
-                )
+                is_text = self._id_dtype == tf.string
+                keys = tf.constant(self._ids.astype(object if is_text else np.int64), self._id_dtype)
                 initializer = tf.lookup.KeyValueTensorInitializer(keys, tf.range(len(self._ids), dtype=tf.int64))
                 self._rows = tf.lookup.StaticHashTable(initializer, UNKNOWN_ROW)
-        return tf.cast(self._rows.lookup(ids if strings else tf.cast(ids, tf.int64)), tf.int32)
+        return tf.cast(self._rows.lookup(tf.cast(ids, self._id_dtype)), tf.int32)
 
     def gather(self, rows: Any, dtype: Any) -> tuple[Any, Any]:
         """Returns chunks and mask of `rows`."""
-        known = rows >= 0
+        rows = tf.convert_to_tensor(rows)
         safe = tf.maximum(rows, 0)
-        mask = tf.gather(self._mask, safe) & known[..., None, None]
+        mask = tf.gather(self._mask, safe) & (rows >= 0)[..., None, None]
         chunks = tf.cast(tf.gather(self._vectors, safe), dtype)
-        if self._scales is not None:
-            chunks *= tf.cast(tf.gather(self._scales, safe), dtype)[..., None]
-        return tf.where(mask[..., None], chunks, tf.zeros_like(chunks)), mask
+        if self._scales is None:
+            return tf.where(mask[..., None], chunks, tf.zeros_like(chunks)), mask
+        scales = tf.cast(tf.gather(self._scales, safe), dtype)
+        scales = tf.where(mask, scales, tf.zeros_like(scales))  # instead of the chunks: a pass over them less
+        return chunks * scales[..., None], mask
 
 
 def _table(array: Any) -> Any:

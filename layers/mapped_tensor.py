@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,20 @@ _ALIGNMENT_BYTES = 64
 
 
 def mapped_tensor(array: Any) -> Any:
-    """Returns a tensor on the very memory of a mapped file; `tf.constant` would copy it, twice. Any other array is copied.
+    """Returns a tensor on the very memory of a read-only array; `tf.constant` would copy it, twice.
 
-    DLPack takes writable memory alone, so the file is mapped once more, privately: nothing that is written there reaches
-    the file, and the pages are shared with every other reader.
+    What may still be written to is copied, as is what TensorFlow cannot read where it lies.
 
     Args:
-        array: A NumPy array. Mapped is what `numpy.load(path, mmap_mode=...)` returns, not a slice of it.
+        array: A NumPy array, such as `numpy.load(path, mmap_mode="r")` returns.
     """
-    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.size and array.filename is not None:
-        private = np.memmap(array.filename, array.dtype, "c", array.offset, array.shape)
-        if private.ctypes.data % _ALIGNMENT_BYTES == 0:
-            return tf.experimental.dlpack.from_dlpack(private.__dlpack__())
-    return tf.constant(np.asarray(array))
+    in_place = array.flags.c_contiguous and array.dtype.isnative and array.ctypes.data % _ALIGNMENT_BYTES == 0
+    if array.flags.writeable or not in_place or not array.size:
+        return tf.constant(np.asarray(array))
+    # DLPack takes no array that is marked as read-only, so the memory is shown to it without the mark. TensorFlow does
+    # not write into tensors. To map the file once more, writable, by its name would be wrong: another file may have
+    # taken the name since.
+    memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
+    memory.owner = array  # keeps the mapping as long as the tensor
+    unmarked = np.frombuffer(memory, array.dtype).reshape(array.shape)
+    return tf.experimental.dlpack.from_dlpack(unmarked.__dlpack__())

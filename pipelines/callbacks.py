@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kser_tf.metrics import auc, log_loss
+from kser_tf.metrics import auc, log_loss_from_logits
 
 
 class ValidationAUC(tf.keras.callbacks.Callback):
@@ -32,7 +32,7 @@ class ValidationAUC(tf.keras.callbacks.Callback):
         logits = predict_logits(self.model, self._batches)
         if logs is not None:
             logs["val_auc"] = auc(self._labels, logits)
-            logs["val_loss"] = log_loss(self._labels, 1 / (1 + np.exp(-logits)))
+            logs["val_loss"] = log_loss_from_logits(self._labels, logits)
 
 
 class EpochTimer(tf.keras.callbacks.Callback):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
+from kser_tf.errors import DataError
 from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.layers import KnowledgeLookup
 from kser_tf.layers.mapped_tensor import mapped_tensor
@@ -45,6 +46,14 @@ class IndexedExamples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def require_same_schema(self, schema: DatasetSchema) -> None:
+        """Raises `DataError` unless a model of `schema` can read these examples."""
+        if schema.fingerprint != self.schema.fingerprint:
+            raise DataError(
+                f"{self._table.parent} has other features or vocabularies than the data the model was trained on. "
+                "Evaluate on the folder that it was trained on, or train it anew."
+            )
 
     def column(self, name: str) -> np.ndarray:
         """Returns a column of the prepared table as it is there."""

@@ -77,10 +77,15 @@ def read_job(folder: str | Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def is_current(folder: str | Path, *, job: str, config: Any, inputs: Mapping[str, str]) -> bool:
-    """Says whether `folder` holds the complete output of this very job: same configuration, inputs and version."""
+def current_result(folder: str | Path, *, job: str, config: Any, inputs: Mapping[str, str]) -> dict[str, Any] | None:
+    """Returns the result of this very job (same configuration, inputs and version) if `folder` holds it whole, else `None`.
+
+    Every job begins with it: what has been done is not done again.
+    """
     content = read_job(folder)
-    return content is not None and content["fingerprint"] == job_fingerprint(job, config, inputs)
+    if content is None or content["fingerprint"] != job_fingerprint(job, config, inputs):
+        return None
+    return dict(content["result"])
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from kser_tf.pipelines.log_tables import (
     Place,
     Table,
     first_null,
+    near_miss,
     to_floats,
     to_integers,
     to_labels,
@@ -95,6 +96,17 @@ def log_columns(schema: LogSchema) -> list[str]:
         if feature.where is not None:
             columns += [column for column in Rule(feature.where).columns if column != LABEL]
     return columns
+
+
+def check_built_sequences(schema: LogSchema, columns: list[str], table: str) -> None:
+    """Raises a `DataError` where a sequence is built of something that is neither a feature nor a column of the log."""
+    for feature in schema.features:
+        if feature.of is not None and schema.source_of(feature) is None and feature.of not in columns:
+            sources = [other.name for other in schema.resolve() if other.kind == "categorical"]
+            raise DataError(
+                f"feature `{feature.name}`: `of: {feature.of}` is neither a feature nor a column of {table}. "
+                f"{near_miss(feature.of, list(dict.fromkeys(sources + columns)))}"
+            )
 
 
 def side_columns(side: SideTable, id_column: str) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,13 @@ def check_columns(wanted: Iterable[str], there: Sequence[str], table: str) -> No
         if there.count(name) > 1:
             raise DataError(f"{table}: {there.count(name)} columns are called `{name}`. Rename or remove the others.")
         if name not in there:
-            near = difflib.get_close_matches(name, there, n=1) or [
-                other for other in there if other.lower() == name.lower()
-            ]
-            hint = f"Did you mean `{near[0]}`?" if near else f"It has: {', '.join(there)}."
-            raise DataError(f"{table}: no column is called `{name}`. {hint}")
+            raise DataError(f"{table}: no column is called `{name}`. {near_miss(name, there)}")
+
+
+def near_miss(name: str, there: Sequence[str]) -> str:
+    """Returns a sentence that suggests the one of `there` that is nearest to `name`, or lists them."""
+    near = [other for other in there if other.lower() == name.lower()] or difflib.get_close_matches(name, there, n=1)
+    return f"Did you mean `{near[0]}`?" if near else f"It has: {', '.join(there)}."
 
 
 def find_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -140,13 +143,29 @@ def find_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def read_table(
-    paths: str | Path | Sequence[str | Path],
-    columns: Iterable[str],
-    *,
-    delimiter: str | None = None,
-    encoding: str = "utf-8",
-) -> Table:
+@dataclass(frozen=True)
+class CsvFormat:
+    """How CSV files are written.
+
+    Args:
+        delimiter: str. Between the columns. Defaults to a comma, in `.tsv` files a tab.
+        encoding: str. Defaults to `"utf-8"`.
+    """
+
+    delimiter: str | None = None
+    encoding: str = "utf-8"
+
+    def read_options(self) -> pa.csv.ReadOptions:
+        """Returns the half that Arrow calls reading."""
+        return pa.csv.ReadOptions(encoding=self.encoding)
+
+    def parse_options(self, path: Path) -> pa.csv.ParseOptions:
+        """Returns the half that Arrow calls parsing."""
+        delimiter = self.delimiter or ("\t" if _format_of(path) == ".tsv" else ",")
+        return pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+
+
+def read_table(paths: str | Path | Sequence[str | Path], columns: Iterable[str], csv: CsvFormat) -> Table:
     """Reads columns of one table from one or several files.
 
     All columns of a CSV file are read as text, so that an id such as 007 stays what it is; an empty cell is a missing
@@ -155,15 +174,14 @@ def read_table(
     Args:
         paths: A file, several, or a folder: `.parquet`, `.csv`, `.tsv`, CSV also compressed (`.csv.gz`).
         columns: Names of the columns.
-        delimiter: str. Between CSV columns. Defaults to a comma, in `.tsv` files a tab.
-        encoding: str. Of CSV files.
+        csv: How CSV files are written.
 
     Raises:
         DataError: A file is missing or unreadable, a column is not in it, or there is not one row.
     """
     columns = list(dict.fromkeys(columns))
     files = find_files(paths)
-    parts = [_read_file(file, columns, delimiter, encoding) for file in files]
+    parts = [_read_file(file, columns, csv) for file in files]
     table = Table(
         _concatenate(parts), tuple((str(file), part.num_rows) for file, part in zip(files, parts, strict=True))
     )
@@ -175,6 +193,15 @@ def read_table(
 def first_null(array: pa.Array) -> int:
     """Returns the number of an array's first missing value; -1 if it has none."""
     return int(pc.index(pc.is_null(array), pa.scalar(True)).as_py())
+
+
+def column_names(paths: str | Path | Sequence[str | Path], csv: CsvFormat) -> list[str]:
+    """Returns the names of all columns of a table's first file.
+
+    Raises:
+        DataError: The file is missing or unreadable.
+    """
+    return _read_names(find_files(paths)[0], csv)
 
 
 def to_integers(array: pa.Array, place: Place) -> pa.Array:
@@ -396,42 +423,15 @@ def _format_of(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in _CSV_SUFFIXES else None
 
 
-def _read_file(path: Path, columns: list[str], delimiter: str | None, encoding: str) -> pa.Table:
-    form = _format_of(path)
-    if form is None:
-        raise DataError(
-            f"{path}: cannot tell the format from its name. Expected one of: "
-            f"{', '.join(_PARQUET_SUFFIXES + _CSV_SUFFIXES)} (CSV also .gz)."
-        )
-    try:
-        if form == "parquet":
-            check_columns(columns, pa.parquet.read_schema(path).names, str(path))
-            return pa.parquet.read_table(path, columns=columns, partitioning=None)
-        parse = pa.csv.ParseOptions(delimiter=delimiter or ("\t" if form == ".tsv" else ","), newlines_in_values=True)
-        return read_csv(str(path), columns, read=pa.csv.ReadOptions(encoding=encoding), parse=parse, name=str(path))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeError, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
-        hint = "" if form == "parquet" else " Check `delimiter` and `encoding` in the schema, and the quotes."
-        raise DataError(
-            f"{path}: not a readable {'Parquet' if form == 'parquet' else 'CSV'} file: {error}.{hint}"
-        ) from None
-
-
-def read_csv(
-    source: Any, columns: list[str], *, read: pa.csv.ReadOptions, parse: pa.csv.ParseOptions, name: str
-) -> pa.Table:
+def read_csv(source: Any, columns: list[str], *, read: pa.csv.ReadOptions, parse: pa.csv.ParseOptions) -> pa.Table:
     """Reads columns of a CSV file as text (an empty cell is null).
 
     Args:
-        source: A path, or a function that opens the file afresh.
+        source: A path or an open file.
         columns: Names of the columns.
         read: How to read; its `column_names` stand for a header.
         parse: How to take lines apart.
-        name: str. The file's name, for messages.
     """
-    header = read.column_names or _csv_header(source, read, parse)
-    check_columns(columns, header, name)
     convert = pa.csv.ConvertOptions(
         include_columns=columns,
         column_types={column: pa.large_string() for column in columns},
@@ -442,9 +442,41 @@ def read_csv(
     return pa.csv.read_csv(source, read_options=read, parse_options=parse, convert_options=convert)
 
 
-def _csv_header(source: Any, read: pa.csv.ReadOptions, parse: pa.csv.ParseOptions) -> list[str]:
-    with pa.csv.open_csv(source, read_options=read, parse_options=parse) as reader:
-        return list(reader.schema.names)
+def _read_file(path: Path, columns: list[str], csv: CsvFormat) -> pa.Table:
+    check_columns(columns, _read_names(path, csv), str(path))
+    with _telling_what_is_unreadable(path):
+        if _format_of(path) == "parquet":
+            return pa.parquet.read_table(path, columns=columns, partitioning=None)
+        return read_csv(str(path), columns, read=csv.read_options(), parse=csv.parse_options(path))
+
+
+def _read_names(path: Path, csv: CsvFormat) -> list[str]:
+    if _format_of(path) is None:
+        raise DataError(
+            f"{path}: cannot tell the format from its name. Expected one of: "
+            f"{', '.join(_PARQUET_SUFFIXES + _CSV_SUFFIXES)} (CSV also .gz)."
+        )
+    with _telling_what_is_unreadable(path):
+        if _format_of(path) == "parquet":
+            return list(pa.parquet.read_schema(path).names)
+        with pa.csv.open_csv(
+            str(path), read_options=csv.read_options(), parse_options=csv.parse_options(path)
+        ) as reader:
+            return list(reader.schema.names)
+
+
+@contextlib.contextmanager
+def _telling_what_is_unreadable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+        if _format_of(path) == "parquet":
+            raise DataError(f"{path}: not a readable Parquet file: {error}.") from None
+        raise DataError(
+            f"{path}: not a readable CSV file: {error}. Check `delimiter` and `encoding` in the schema, and the quotes."
+        ) from None
 
 
 def _concatenate(parts: list[pa.Table]) -> pa.Table:

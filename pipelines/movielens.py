@@ -259,9 +259,7 @@ def _read_lines(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
         raise DataError(f"{path}: not one row.")
     parse = pa.csv.ParseOptions(delimiter="\x1f", quote_char=False)
     try:
-        table = read_csv(
-            io.BytesIO(text), columns, read=pa.csv.ReadOptions(column_names=columns), parse=parse, name=str(path)
-        )
+        table = read_csv(io.BytesIO(text), columns, read=pa.csv.ReadOptions(column_names=columns), parse=parse)
     except pa.ArrowInvalid as error:
         raise DataError(
             f"{path}: expected lines of {len(columns)} columns with {separator!r} between them: {error}".replace(

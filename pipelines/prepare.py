@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,11 +19,20 @@ from kser_tf.errors import ConfigError, DataError
 from kser_tf.files import new_directory, sha256_of_json
 from kser_tf.pipelines.config import STRICT_KEYS, read_yaml
 from kser_tf.pipelines.history import History, TimeOrder
-from kser_tf.pipelines.job import fingerprint_of, read_job, write_job
-from kser_tf.pipelines.log import Built, Log, Source, interpret, log_columns, read_split_column, side_columns
+from kser_tf.pipelines.job import current_result, fingerprint_of, read_job, write_job
+from kser_tf.pipelines.log import (
+    Built,
+    Log,
+    Source,
+    check_built_sequences,
+    interpret,
+    log_columns,
+    read_split_column,
+    side_columns,
+)
 from kser_tf.pipelines.log_columns import MISSING_CODE, Encoded, Numbers, Piece
 from kser_tf.pipelines.log_schema import LogSchema
-from kser_tf.pipelines.log_tables import Table, find_files, read_table
+from kser_tf.pipelines.log_tables import CsvFormat, Table, column_names, find_files, read_table
 from kser_tf.pipelines.movielens import TFDS_NAME, MovieLensConfig, movielens_files, read_movielens, read_tfds
 from kser_tf.pipelines.split import (
     NO_PART,
@@ -34,7 +42,6 @@ from kser_tf.pipelines.split import (
     SplitConfig,
     choose_cold_items,
     find_examples,
-    shuffled,
     split_by_time,
     split_by_user,
 )
@@ -78,7 +85,7 @@ class PrepareConfig:
         history_only: The first interactions of each user that give no example: fraction, at_most. Defaults to none.
         cold_items: Fraction of the items that are taken out of training altogether (and out of validation), to be
             tested on. Defaults to 0.
-        seed: Of the split by user, the choice of cold items and the order of the training rows. Defaults to 1.
+        seed: Of the split by user and the choice of cold items. Defaults to 1.
         max_rows: Reads only the first rows of the log, for a trial. Defaults to all.
     """
 
@@ -140,8 +147,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Makes examples from a log: reads it, builds histories, divides it, learns the vocabularies, writes a folder.
 
     The folder is a prepared data set: `dataset.json`, `vocabularies/`, `train.parquet`, `validation.parquet`,
-    `test.parquet` (`kser_tf.schema.DatasetSchema` tells of them) and `job.json`. It is there whole or not at all.
-    Training rows are in random order, the others in the log's.
+    `test.parquet` (`kser_tf.schema.DatasetSchema` tells of them) and `job.json`. It is there whole or not at all. If it
+    is there already, from this configuration and these inputs, nothing is done. Rows are in the log's order.
 
     A history holds interactions of the same user at a strictly smaller time. Vocabularies, means and deviations are
     learned from the training rows alone.
@@ -164,6 +171,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     started = time.monotonic()
     _refuse_foreign_folder(Path(config.output))
     inputs = prepare_inputs(config)
+    if (done := current_result(config.output, job="prepare", config=config, inputs=inputs)) is not None:
+        return done
     source = read_source(config)
     log = interpret(source)
     plan = _divide(log, source.log, config)
@@ -233,15 +242,16 @@ def _read_log(config: PrepareConfig) -> Source:
     schema = config.schema
     assert schema is not None  # PrepareConfig sees to both
     assert config.data is not None
-    read = functools.partial(read_table, delimiter=schema.delimiter, encoding=schema.encoding)
+    csv = CsvFormat(schema.delimiter, schema.encoding)
+    check_built_sequences(schema, column_names(config.data, csv), str(config.data))
     columns = log_columns(schema) + ([config.split.column] if config.split.column else [])
     side_tables: dict[str, Table | None] = {}
     for key, path, side, id_column in (
         ("items", config.items, schema.items, schema.item_id.column),
         ("users", config.users, schema.users, schema.user_id.column),
     ):
-        side_tables[key] = read(path, side_columns(side, id_column)) if path and side else None
-    return Source(log=read(config.data, columns), schema=schema, **side_tables)
+        side_tables[key] = read_table(path, side_columns(side, id_column), csv) if path and side else None
+    return Source(log=read_table(config.data, columns, csv), schema=schema, **side_tables)
 
 
 def _fingerprint(files: list[Path]) -> str:
@@ -271,7 +281,6 @@ class _Plan:
         training_rows: int64, one for each of the item column's values.
         history_only_rows: int. Interactions that give no example.
         dropped_cold_rows: int. Examples of cold items that were dropped from train and validation.
-        seed: int. Of the order of the training rows.
     """
 
     parts: np.ndarray
@@ -281,12 +290,10 @@ class _Plan:
     training_rows: np.ndarray
     history_only_rows: int
     dropped_cold_rows: int
-    seed: int
 
     def rows(self, part: int) -> np.ndarray:
-        """Returns the rows of the log that make up a part, in the order in which they are written."""
-        rows = np.flatnonzero(self.parts == part)
-        return shuffled(rows, self.seed) if part == TRAIN else rows
+        """Returns the rows of the log that make up a part, in the log's order."""
+        return np.flatnonzero(self.parts == part)
 
     def counts(self, part: int, labels: np.ndarray) -> dict[str, int]:
         """Returns the numbers of rows and of positives of a part."""
@@ -322,7 +329,6 @@ def _divide(log: Log, table: Table, config: PrepareConfig) -> _Plan:
         training_rows=np.bincount(items[parts == TRAIN], minlength=len(is_cold)),
         history_only_rows=int((~examples).sum()),
         dropped_cold_rows=int(dropped.sum()),
-        seed=config.seed,
     )
 
 
@@ -435,7 +441,7 @@ class _Cutter:
         key = (built.where, length, part == TRAIN)
         if key not in self._histories:
             keep = built.keep
-            if part == TRAIN and self._plan.is_cold.any():
+            if False:
                 warm = ~self._plan.is_cold[self._log.items.codes]
                 keep = warm if keep is None else keep & warm
             self._histories[key] = History(self._plan.order, length, keep)

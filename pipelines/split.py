@@ -16,7 +16,7 @@ TRAIN, VALIDATION, TEST = range(len(SPLITS))
 NO_PART = -1
 
 # Independent random numbers from one seed, one stream for each use.
-_USER_STREAM, _COLD_ITEM_STREAM, _SHUFFLE_STREAM = range(3)
+_USER_STREAM, _COLD_ITEM_STREAM = range(2)
 # Far above the error of a product such as 30 * 0.1, far below one interaction.
 _ROUNDING = 1e-9
 
@@ -158,8 +158,3 @@ def _drawn(all_numbers: np.ndarray, wanted: np.ndarray, seed: int, stream: int) 
     """
     drawn = np.random.default_rng([seed, stream]).permutation(np.unique(all_numbers))
     return drawn[np.isin(drawn, wanted)]
-
-
-def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
-    """Returns the rows in random order."""
-    return np.random.default_rng([seed, _SHUFFLE_STREAM]).permutation(rows)

@@ -15,7 +15,7 @@ from kser_tf.errors import ConfigError
 from kser_tf.files import exclusive_lock
 from kser_tf.models.config import RankingModelConfig
 from kser_tf.pipelines.config import STRICT_KEYS
-from kser_tf.pipelines.job import fingerprint_of, job_fingerprint, write_job
+from kser_tf.pipelines.job import current_result, fingerprint_of, job_fingerprint, write_job
 
 HISTORY_FILE = "history.csv"
 _BACKUP_FOLDER = "backup"
@@ -88,6 +88,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         KerasVersionError: Keras 3 is active.
         DataError, StoreError: An input is missing, damaged or does not fit.
     """
+    inputs = training_inputs(config)
+    if (done := current_result(config.output, job="train", config=config, inputs=inputs)) is not None:
+        return done
     import tensorflow as tf
 
     from kser_tf.models.model_folder import WEIGHTS_FILE, StoreReference, load_model, save_model
@@ -96,7 +99,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from kser_tf.schema import DatasetSchema
 
     started, output = time.monotonic(), Path(config.output)
-    inputs = training_inputs(config)
     references = {e: StoreReference.to(p, shuffle_seed=config.shuffle_knowledge) for e, p in config.stores.items()}
     stores = {entity: reference.open() for entity, reference in references.items()}
     schema = DatasetSchema.load(config.prepared)

@@ -75,12 +75,17 @@ def load_model(folder: str | Path) -> RankingModel:
             raise DataError(f"{folder} holds no trained model: {name} is missing. Make one with `kser-tf train`.")
     content = read_json(folder / MODEL_FILE)
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in content["config"].items()}
-    references = {entity: StoreReference(**reference) for entity, reference in content["stores"].items()}
     model = RankingModel(
         DatasetSchema.load(folder),
         RankingModelConfig(**config),
-        {entity: reference.open() for entity, reference in references.items()},
+        {entity: reference.open() for entity, reference in store_references(folder).items()},
     )
     model.make_weights()
     model.load_weights(folder / WEIGHTS_FILE)
     return model
+
+
+def store_references(folder: str | Path) -> dict[str, StoreReference]:
+    """Returns which stores the model in `folder` was trained with, for each kind of entity."""
+    content = read_json(Path(folder) / MODEL_FILE)
+    return {entity: StoreReference(**reference) for entity, reference in content["stores"].items()}

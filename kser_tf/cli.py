@@ -1,0 +1,153 @@
+"""The command `kser-tf`: each job of `kser_tf.pipelines` is a verb of it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kser_tf.errors import KserError
+from kser_tf.version import __version__
+
+EXIT_ERROR = 2
+EXIT_CHECK_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: where its function and its configuration are.
+
+    Args:
+        name: The verb, which is also the function's name.
+        module: The module of both.
+        config: The configuration's class.
+    """
+
+    name: str
+    module: str
+    config: str
+
+
+VERBS = (
+    Verb("simulate", "kser_tf.pipelines.simulate", "SimulateConfig"),
+    Verb("prepare", "kser_tf.pipelines.prepare", "PrepareConfig"),
+    Verb("encode", "kser_tf.pipelines.encode", "EncodeConfig"),
+    Verb("train", "kser_tf.pipelines.train", "TrainConfig"),
+    Verb("evaluate", "kser_tf.pipelines.evaluate", "EvaluateConfig"),
+    Verb("export", "kser_tf.pipelines.export", "ExportConfig"),
+)
+# Found from the package: configs/ stands at the repository's top level and is installed beside the jobs.
+DEMO_CONFIG = "demo.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status: 0, 1 for a check that failed, 2 for an error."""
+    # TFRS needs Keras 2. Only the command line chooses; the library leaves the choice to its user.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except KserError as error:
+        print(f"kser-tf: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("kser-tf: stopped. The same command goes on from here.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _run(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="kser-tf", description="Knowledge of a language model for click-through-rate models in TensorFlow."
+    )
+    parser.add_argument("--version", action="version", version=f"kser-tf {__version__}")
+    commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    # The verb's own module is imported only once it is known: some take seconds.
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for verb in VERBS:
+        _add_job(commands, verb, with_flags=verb.name == chosen)
+    _add_check(commands)
+    _add_run(commands)
+    given = parser.parse_args(arguments)
+    return int(given.execute(given))
+
+
+def _add_job(commands: Any, verb: Verb, *, with_flags: bool) -> None:
+    command = commands.add_parser(verb.name, help=_HELP[verb.name])
+    if not with_flags:
+        return
+    from kser_tf.pipelines.config import add_flags, from_flags
+
+    module = importlib.import_module(verb.module)
+    config_class = getattr(module, verb.config)
+    command.description = (config_class.__doc__ or "").split("\n\n")[0]
+    add_flags(command, config_class)
+
+    def execute(given: argparse.Namespace) -> int:
+        result = getattr(module, verb.name)(from_flags(config_class, given))
+        print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
+        return 0
+
+    command.set_defaults(execute=execute)
+
+
+def _add_check(commands: Any) -> None:
+    command = commands.add_parser("check", help="load a SavedModel as TF Serving does and compare its answers")
+    command.add_argument("path", metavar="PATH", help="a version directory, such as serving/ranker/1")
+    command.add_argument("--tolerance", type=float, default=1e-5, help="largest difference allowed; default 1e-5")
+
+    def execute(given: argparse.Namespace) -> int:
+        from kser_tf.serving.check import check
+
+        result = check(given.path, tolerance=given.tolerance)
+        print(result.text())
+        return 0 if result.ok else EXIT_CHECK_FAILED
+
+    command.set_defaults(execute=execute)
+
+
+def _add_run(commands: Any) -> None:
+    run_command = commands.add_parser("run", help="all jobs of a configuration in a row, ending in a report")
+    run_command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/movielens-1m.yaml")
+    demo_command = commands.add_parser("demo", help="`run` on the built-in catalogue, with simulated clicks")
+    for command in (run_command, demo_command):
+        command.add_argument("--data", metavar="FOLDER", help="what ${data} in the configuration stands for")
+        command.add_argument("--work", metavar="FOLDER", help="where everything is written; default runs/<name>")
+        command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="overrides, such as train.seeds=[1]")
+
+    def execute(given: argparse.Namespace) -> int:
+        from kser_tf.pipelines.run import load_run_config, run
+
+        path = Path(given.config) if given.verb == "run" else demo_config()
+        return run(load_run_config(path, data=given.data, work=given.work, overrides=given.set))
+
+    run_command.set_defaults(execute=execute)
+    demo_command.set_defaults(execute=execute)
+
+
+def demo_config() -> Path:
+    """Returns the path of the demo's configuration."""
+    from kser_tf import pipelines
+
+    return Path(pipelines.__path__[0]) / DEMO_CONFIG
+
+
+_HELP = {
+    "simulate": "write the demo's films, texts and simulated clicks",
+    "prepare": "from a log of interactions to examples for training, validation and test",
+    "encode": "from a table of texts to a knowledge store",
+    "train": "train a ranking model, without knowledge or with it",
+    "evaluate": "AUC, GAUC, log loss and calibration of a trained model",
+    "export": "write a trained model as a SavedModel for TF Serving",
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

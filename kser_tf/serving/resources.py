@@ -1,0 +1,109 @@
+"""What a served function touches beside its arguments: variables, look-up tables, knowledge tables."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from kser_tf.errors import ExportError
+from kser_tf.layers import KnowledgeLookup
+
+# A SavedModel's graph is one protocol buffer of at most 2 GiB, constants included; much less than that is slow to load.
+LARGEST_CONSTANT_BYTES = 1 << 28
+
+# What may hold layers and tables in its attributes. (A Keras 2 layer is a module, a Keras 3 layer is not.)
+_HOLDERS = (tf.Module, tf.keras.layers.Layer, tf.saved_model.experimental.TrackableResource)
+_FUNCTIONS = (types.FunctionType, types.MethodType)
+
+
+def objects_in(*roots: Any) -> list[Any]:
+    """Returns the layers, modules and look-up tables that can be reached from models and functions, each once.
+
+    They are found in attributes, tracked by Keras or not, in lists, tuples, sets and mappings, at any depth; of a function in what
+    it takes from around it.
+    """
+    found, seen = [], set()
+    waiting = list(reversed(roots))
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, _HOLDERS):
+            found.append(value)
+            waiting.extend(vars(value).values())
+        elif isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple | set | frozenset):
+            waiting.extend(value)
+        elif isinstance(value, _FUNCTIONS) and any(value is root for root in roots):
+            around = inspect.getclosurevars(value)
+            waiting.extend([getattr(value, "__self__", None), *around.nonlocals.values(), *around.globals.values()])
+    return found
+
+
+@contextlib.contextmanager
+def knowledge_in_variables(lookups: Sequence[KnowledgeLookup]) -> Iterator[list[Any]]:
+    """Has `KnowledgeLookup` layers look up in copies of their tables in variables, which a SavedModel can hold, for the block.
+
+    Yields:
+        The copies.
+    """
+    before = []
+    try:
+        for lookup in lookups:
+            before.append((lookup, lookup.tables()))
+        yield [lookup.tables(copy=True) for lookup in lookups]
+    finally:
+        for lookup, tables in before:
+            lookup.use_tables(tables)
+
+
+def tables_used(function: Any, holders: Sequence[Any]) -> list[Any]:
+    """Returns those look-up tables among `holders` that a concrete function touches.
+
+    Raises:
+        ExportError: The function touches a table or another resource that is none of them, and so would not be saved; or it holds
+            a constant that is too large for a graph.
+    """
+    variables = {id(variable.handle) for variable in function.graph.variables}
+    tables = {
+        id(holder.resource_handle): holder
+        for holder in holders
+        if isinstance(holder, tf.saved_model.experimental.TrackableResource)
+    }
+    used = []
+    for outside, inside in function.graph.captures:
+        if outside.dtype not in (tf.resource, tf.variant):
+            _refuse_large(outside, inside)
+        elif id(outside) in tables:
+            used.append(tables[id(outside)])
+        elif id(outside) not in variables:
+            raise ExportError(
+                f"the model touches a look-up table or another resource that it does not hold, in {_users(inside)}, so it "
+                "would be missing from the SavedModel. Make what owns it (a tf.lookup table, a layer) an attribute of the "
+                "model, or of a tf.Module that the model, `preprocess` or `serve` refers to. (A tf.function that was traced "
+                "before the export holds on to what it touched then: leave out its decorator.)"
+            )
+    return used
+
+
+def _refuse_large(tensor: Any, inside: Any) -> None:
+    size = tensor.dtype.size * (tensor.shape.num_elements() or 0)
+    if size > LARGEST_CONSTANT_BYTES:
+        raise ExportError(
+            f"the model would put a constant of {size / 1e6:,.0f} MB into the graph: {tensor.dtype.name} of shape "
+            f"{tuple(tensor.shape)}, in {_users(inside)}. A SavedModel's graph has to be less than 2 GB. Keep it in a "
+            "tf.Variable (trainable=False), which is saved in a file of its own."
+        )
+
+
+def _users(tensor: Any) -> str:
+    """The operations that read a captured tensor: their names tell the layer."""
+    names = sorted(f"`{operation.name}`" for operation in tensor.consumers())
+    return ", ".join(names[:3]) or "an unknown place"

@@ -1,0 +1,305 @@
+"""`kser-tf run`: all jobs of a configuration in a row, ending in a report."""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from kser_tf.errors import ConfigError
+from kser_tf.pipelines.config import STRICT_KEYS, from_mapping, read_yaml
+from kser_tf.pipelines.job import read_job
+
+Variant = Literal["base", "all_parameters", "extractor_only", "placebo"]
+# A placebo is trained like `all_parameters`, on knowledge that another entity has.
+PLACEBO_SHUFFLE_SEED = 1
+_PREPARED = "prepared"
+_SIMULATED = "simulated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainMatrix:
+    """Which models a run trains: every backbone in every variant with every seed.
+
+    Args:
+        backbones: Names of backbones.
+        variants: base, all_parameters, extractor_only (which needs base), placebo (all_parameters on shuffled knowledge).
+        seeds: Seeds of initial weights and order of examples.
+        settings: Keys of `TrainConfig` for all models.
+        by_variant: Keys of `TrainConfig` for one variant, over `settings`.
+        by_backbone: Keys of `TrainConfig` for one backbone, over `settings`.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    backbones: tuple[str, ...] = ("din",)
+    variants: tuple[Variant, ...] = ("base", "all_parameters", "extractor_only")
+    seeds: tuple[int, ...] = (1,)
+    settings: dict[str, Any] = field(default_factory=dict)
+    by_variant: dict[Variant, dict[str, Any]] = field(default_factory=dict)
+    by_backbone: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if "extractor_only" in self.variants and "base" not in self.variants:
+            raise ConfigError("`train.variants` has extractor_only, which starts from a trained base, but not base. Add it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeChoice:
+    """Which of the trained models is exported.
+
+    Args:
+        backbone: Defaults to the first.
+        variant: Defaults to all_parameters.
+        seed: Defaults to the first.
+        examples: How many test examples go with the model, for the check.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    backbone: str | None = None
+    variant: Variant = "all_parameters"
+    seed: int | None = None
+    examples: int = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything from data to served model and report.
+
+    Args:
+        name: The run's name; without `work` it writes to `runs/<name>`.
+        title: The report's title.
+        notice: A sentence at the top of the report.
+        work: Folder that everything is written to.
+        simulate: Keys of `SimulateConfig`, for the built-in catalogue; its tables are `${work}/simulated/*.parquet`.
+        prepare: Keys of `PrepareConfig`.
+        encode: For each kind of entity keys of `EncodeConfig`.
+        train: Which models are trained, and how.
+        serve: Which of them is exported and checked.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: str
+    prepare: dict[str, Any]
+    encode: dict[str, dict[str, Any]]
+    title: str = ""
+    notice: str | None = None
+    work: str | None = None
+    simulate: dict[str, Any] | None = None
+    train: TrainMatrix = field(default_factory=TrainMatrix)
+    serve: ServeChoice = field(default_factory=ServeChoice)
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return Path(self.work) if self.work is not None else Path("runs") / self.name
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained and evaluated model of a run."""
+
+    backbone: str
+    variant: str
+    seed: int
+    folder: Path
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+def load_run_config(
+    path: str | Path, *, data: str | None = None, work: str | None = None, overrides: Sequence[str] = ()
+) -> RunConfig:
+    """Reads a run's configuration.
+
+    Args:
+        path: YAML file with the keys of `RunConfig`.
+        data: What `${data}` in it stands for.
+        work: Overrides its `work`.
+        overrides: `key=value`, such as `train.seeds=[1, 2]`; the value is YAML.
+
+    Raises:
+        ConfigError: A key is unknown or missing, a value is of the wrong type, or `${data}` is used and not given.
+    """
+    values = read_yaml(path)
+    for override in overrides:
+        _override(values, override)
+    if work is not None:
+        values["work"] = work
+    folder = Path(values["work"]) if values.get("work") else Path("runs") / str(values.get("name"))
+    values = _filled_in(values, {"data": data, "work": str(folder)}, str(path))
+    return from_mapping(RunConfig, values, source=str(path))
+
+
+def run(config: RunConfig) -> int:
+    """Does all jobs in a row and writes the report.
+
+    A job whose configuration and inputs are what they were is skipped. Progress goes to standard error, the report's
+    figures as a text table to standard output.
+
+    Returns:
+        Exit status: 0, or 1 if the exported model failed its check.
+    """
+    from kser_tf.pipelines import encode, evaluate, export, prepare, simulate, train
+    from kser_tf.pipelines.run_report import build_report
+    from kser_tf.pipelines.report import require_report_extra, text_summary, write_report
+    from kser_tf.serving.check import check
+
+    require_report_extra()
+    work = config.folder
+    steps = Steps()
+    if config.simulate is not None:
+        settings = {"output": str(work / _SIMULATED), **config.simulate}
+        steps.do(simulate.simulate, from_mapping(simulate.SimulateConfig, settings, source="simulate"), work / _SIMULATED)
+
+    settings = {"output": str(work / _PREPARED), **config.prepare}
+    steps.do(prepare.prepare, from_mapping(prepare.PrepareConfig, settings, source="prepare"), work / _PREPARED)
+
+    stores = {}
+    encode_configs = {}
+    for entity, given in config.encode.items():
+        stores[entity] = str(work / "stores" / entity)
+        encode_configs[entity] = from_mapping(encode.EncodeConfig, {"output": stores[entity], **given}, source=f"encode.{entity}")
+        steps.do(encode.encode, encode_configs[entity], Path(stores[entity]))
+
+    models = []
+    for backbone, variant, seed in _matrix(config.train):
+        training = train_config(config, stores, backbone, variant, seed)
+        result = steps.do(train.train, training, Path(training.output))
+        evaluation = evaluate.EvaluateConfig(model=training.output, prepared=training.prepared)
+        metrics = steps.do(evaluate.evaluate, evaluation, evaluation.folder)
+        models.append(Trained(backbone, variant, seed, Path(training.output), result, metrics))
+        _forget_graphs()
+
+    served = _served(config, models)
+    exporting = export.ExportConfig(
+        model=str(served.folder),
+        prepared=str(work / _PREPARED),
+        output=str(work / "serving" / config.name),
+        examples=config.serve.examples,
+    )
+    exported = steps.do(export.export, exporting, Path(exporting.output))
+    _forget_graphs()
+    checking = time.monotonic()
+    checked = check(exported["path"])
+    steps.note("check", time.monotonic() - checking)
+
+    report = build_report(config, models, served, encode_configs, work / _PREPARED, work / _SIMULATED)
+    report |= {"export": exported, "check": checked.as_dict(), "steps": steps.done}
+    page = write_report(work / "report", report)
+    print(text_summary(report))
+    print(f"\nReport: {page}\nServed model: {exported['path']} ({'accepted' if checked.ok else 'REFUSED'} by the check)")
+    return 0 if checked.ok else 1
+
+
+def train_config(config: RunConfig, stores: dict[str, str], backbone: str, variant: str, seed: int) -> Any:
+    """Returns the `TrainConfig` of one model of the run."""
+    from kser_tf.pipelines.train import TrainConfig
+
+    models = config.folder / "models" / backbone
+    values: dict[str, Any] = {"prepared": str(config.folder / _PREPARED), "output": str(models / variant / f"seed-{seed}")}
+    for settings in (config.train.settings, config.train.by_backbone.get(backbone, {}), config.train.by_variant.get(variant, {})):  # type: ignore[call-overload]
+        model = {**values.get("model", {}), **settings.get("model", {})}
+        values = {**values, **settings, "model": model}
+    values["model"]["backbone"] = backbone
+    values["seed"] = seed
+    values["strategy"] = "all_parameters" if variant == "placebo" else variant
+    if variant != "base":
+        values["stores"] = stores
+    if variant == "placebo":
+        values["shuffle_knowledge"] = PLACEBO_SHUFFLE_SEED
+    if variant == "extractor_only":
+        values["base"] = str(models / "base" / f"seed-{seed}")
+    return from_mapping(TrainConfig, values, source="train")
+
+
+class Steps:
+    """Does jobs, says on standard error what is done or skipped, and keeps the times for the report."""
+
+    def __init__(self) -> None:
+        self.done: list[dict[str, Any]] = []
+
+    def do(self, job: Callable[[Any], dict[str, Any]], config: Any, output: Path) -> dict[str, Any]:
+        """Calls `job(config)` and returns its result."""
+        before = read_job(output)
+        _say(f"{job.__name__} {output}")
+        started = time.monotonic()
+        result = job(config)
+        after = read_job(output)
+        skipped = before is not None and after == before
+        seconds = after["seconds"] if skipped and after is not None else time.monotonic() - started
+        self.note(f"{job.__name__} {output}", seconds, skipped=skipped)
+        return result
+
+    def note(self, name: str, seconds: float, *, skipped: bool = False) -> None:
+        """Keeps what was done."""
+        self.done.append({"job": name, "seconds": round(seconds, 2), "skipped": skipped})
+        _say(f"  {'unchanged, skipped' if skipped else f'done in {seconds:.1f} s'}")
+
+
+def _matrix(train: TrainMatrix) -> list[tuple[str, str, int]]:
+    """All models in an order in which a base comes before what starts from it."""
+    variants = sorted(train.variants, key=lambda variant: variant != "base")
+    return [(backbone, variant, seed) for backbone in train.backbones for seed in train.seeds for variant in variants]
+
+
+def _served(config: RunConfig, models: list[Trained]) -> Trained:
+    backbone = config.serve.backbone or config.train.backbones[0]
+    seed = config.serve.seed if config.serve.seed is not None else config.train.seeds[0]
+    for model in models:
+        if (model.backbone, model.variant, model.seed) == (backbone, config.serve.variant, seed):
+            return model
+    raise ConfigError(f"`serve` names {backbone}/{config.serve.variant}/seed-{seed}, which `train` does not train.")
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set takes KEY=VALUE, such as train.seeds=[1]. Received: {override!r}")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: `{parent}` is not a mapping.")
+    values[last] = yaml.safe_load(text)
+
+
+def _filled_in(value: Any, names: dict[str, str | None], source: str) -> Any:
+    """Replaces `${data}` and `${work}` in all strings."""
+    if isinstance(value, dict):
+        return {key: _filled_in(item, names, source) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled_in(item, names, source) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in names:
+            raise ConfigError(f"{source}: ${{{name}}} is not known. Known: {', '.join('${' + known + '}' for known in names)}")
+        text = names[name]
+        if text is None:
+            raise ConfigError(f"{source}: ${{{name}}} is used, but not given. Pass --{name} FOLDER.")
+        return text
+
+    return re.sub(r"\$\{(\w+)\}", replacement, value)
+
+
+def _forget_graphs() -> None:
+    import tensorflow as tf
+
+    tf.keras.backend.clear_session()
+    gc.collect()
+
+
+def _say(text: str) -> None:
+    print(f"[kser-tf] {text}", file=sys.stderr, flush=True)
