@@ -22,14 +22,15 @@ _LAZY = {
     "trainable_report": "kser_tf.strategies",
 }
 
-__all__ = ["__version__", *sorted(_LAZY)]
+# RankingModel needs Keras 2, so `from kser_tf import *` leaves it out.
+__all__ = ["__version__", *sorted(name for name in _LAZY if name != "RankingModel")]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
-        raise AttributeError(f"module 'kser_tf' has no attribute {name!r}. It has: {', '.join(__all__)}")
+        raise AttributeError(f"module 'kser_tf' has no attribute {name!r}. It has: {', '.join(_LAZY)}")
     return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return ["__version__", *sorted(_LAZY)]

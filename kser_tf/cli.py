@@ -43,7 +43,6 @@ VERBS = (
     Verb("evaluate", "kser_tf.pipelines.evaluate", "EvaluateConfig"),
     Verb("export", "kser_tf.pipelines.export", "ExportConfig"),
 )
-# Found from the package: configs/ stands at the repository's top level and is installed beside the jobs.
 DEMO_CONFIG = "demo.yaml"
 
 
@@ -134,9 +133,9 @@ def _add_run(commands: Any) -> None:
 
 def demo_config() -> Path:
     """Returns the path of the demo's configuration."""
-    from kser_tf import pipelines
+    from kser_tf import configs
 
-    return Path(pipelines.__path__[0]) / DEMO_CONFIG
+    return Path(configs.__path__[0]) / DEMO_CONFIG
 
 
 _HELP = {

@@ -73,7 +73,7 @@ def all_parameters(model: Any) -> TrainableReport:
         What is trained now.
     """
     _require_built(model)
-    model.trainable = True
+    _train_everything(model)
     return _changed(model)
 
 
@@ -121,8 +121,8 @@ def extractor_only(
                 f"layer {layer.name!r} holds a layer that is to be trained and weights of its own ({names}), which Keras cannot "
                 "freeze by themselves. Move them into a sub-layer."
             )
-    # Setting a layer's `trainable` sets that of all below it: first everything, then what is to be frozen.
-    model.trainable = True
+    # Setting a layer's `trainable` to false sets that of all below it: first everything, then what is to be frozen.
+    _train_everything(model)
     for layer in _layers_below(model):
         if id(layer) not in inside and id(layer) not in around:
             layer.trainable = False
@@ -139,6 +139,12 @@ def _changed(model: Any) -> TrainableReport:
         stacklevel=3,
     )
     return TrainableReport(report.trained, report.frozen, compile_again=True)
+
+
+def _train_everything(model: Any) -> None:
+    # One by one: a Keras 3 model that was set to what it is already does not hand it down.
+    for layer in [model, *_layers_below(model)]:
+        layer.trainable = True
 
 
 def _require_built(model: Any) -> None:

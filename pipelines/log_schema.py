@@ -284,14 +284,16 @@ class LogSchema:
         item = self.item_id
         candidate = Feature(self.item_name, "categorical", item.dtype, vocabulary=self.item_name, entity=item.entity)
         known = {self.item_name: candidate}
+        kinds = {feature.name: feature.kind for feature in self.side_features + self.features}
         # Built sequences last of all, since they take their defaults from the others.
         for feature in sorted(self.side_features + self.features, key=lambda feature: feature.of is not None):
-            source = known.get(self.source_of(feature) or "")
-            if source is not None and source.kind != "categorical":
+            source_name = self.source_of(feature)
+            if kinds.get(source_name or "", "categorical") != "categorical":
                 raise ConfigError(
                     f"feature `{feature.name}`: a sequence is built of a categorical feature or of a column, and "
-                    f"`{source.name}` is {source.kind}."
+                    f"`{source_name}` is {kinds[str(source_name)]}."
                 )
+            source = known.get(source_name or "")
             if source is not None and feature.dtype not in (None, source.dtype):
                 raise ConfigError(
                     f"feature `{feature.name}`: it is built of `{source.name}`, which is {source.dtype}, not "

@@ -469,7 +469,7 @@ def _read_names(path: Path, csv: CsvFormat) -> list[str]:
 def _telling_what_is_unreadable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeError, EOFError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, LookupError, UnicodeError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
         if _format_of(path) == "parquet":

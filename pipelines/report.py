@@ -23,6 +23,7 @@ from kser_tf.pipelines.report_figures import (
     backbone_name,
     four_digits,
     plural,
+    signed,
     slice_name,
     tone,
     variant_name,
@@ -142,7 +143,7 @@ def _auc_text(figures: ReportFigures, backbone: str, variant: str, name: str) ->
     difference = figures.difference(backbone, variant, name)
     if difference is None:
         return four_digits(mean["mean"])
-    return f"{four_digits(mean['mean'])} {difference['difference']:+.4f}{'*' if tone(difference) else ''}"
+    return f"{four_digits(mean['mean'])} {signed(difference['difference'])}{'*' if tone(difference) else ''}"
 
 
 def _page(figures: ReportFigures) -> dict[str, Any]:

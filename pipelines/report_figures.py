@@ -238,8 +238,9 @@ def four_digits(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference."""
-    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+    """A difference. What is rounded to nothing has no sign."""
+    text = f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+    return text[1:] if float(text[1:]) == 0 else text
 
 
 def three_digits(value: float) -> str:

@@ -400,6 +400,8 @@ def _value_cell(key: str, value: Any) -> Cell:
         return Cell(words(value))
     if key == "bytes":
         return Cell(number=Number(value, size(value)))
+    if key in ("rows", "chunks"):
+        return Cell(number=Number(value, whole(value)))
     # Without separators: it may be a year or an id.
     return Cell(number=Number(value, str(value) if isinstance(value, int) else f"{value:.6g}"))
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from kser_tf.errors import ConfigError, DataError
 from kser_tf.pipelines.config import STRICT_KEYS
+from kser_tf.pipelines.history import TimeOrder
+from kser_tf.pipelines.log import Log
 from kser_tf.schema import SPLITS
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
@@ -71,6 +73,91 @@ class HistoryOnlyConfig:
             raise ConfigError(f"`fraction` must be at least 0 and below 1. Received: {self.fraction}")
         if self.at_most is not None and self.at_most < 0:
             raise ConfigError(f"`at_most` must not be negative. Received: {self.at_most}")
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which part each interaction of a log lies in.
+
+    Args:
+        parts: int8, one an interaction: the number of its part (in the order of `SPLITS`), or `NO_PART`.
+        is_cold: bool, one for each of the item column's values: taken out of training.
+        order: The log in order of time.
+        interactions: int64, one an interaction: how many its user has.
+        training_rows: int64, one for each of the item column's values.
+        history_only_rows: int. Interactions that give no example.
+        dropped_cold_rows: int. Examples of cold items that were dropped from train and validation.
+    """
+
+    parts: np.ndarray
+    is_cold: np.ndarray
+    order: TimeOrder
+    interactions: np.ndarray
+    training_rows: np.ndarray
+    history_only_rows: int
+    dropped_cold_rows: int
+
+    def rows(self, part: int) -> np.ndarray:
+        """Returns the rows of the log that make up a part, in the log's order."""
+        return np.flatnonzero(self.parts == part)
+
+    def counts(self, part: int, labels: np.ndarray) -> dict[str, int]:
+        """Returns the numbers of rows and of positives of a part."""
+        inside = labels[self.parts == part]
+        return {"rows": len(inside), "positives": int(inside.sum())}
+
+
+def divide(
+    log: Log,
+    split: SplitConfig,
+    history_only: HistoryOnlyConfig,
+    *,
+    named_parts: np.ndarray | None,
+    cold_items: float,
+    seed: int,
+    name: str,
+) -> Division:
+    """Divides a log into training, validation and test examples.
+
+    Args:
+        log: The log.
+        split: How.
+        history_only: The first interactions of each user that give no example.
+        named_parts: int8, one an interaction: its part, where a column of the log says so.
+        cold_items: float. Fraction of the items that are taken out of train and validation.
+        seed: int.
+        name: str. What to call the log in a message.
+
+    Raises:
+        DataError: A part is left without examples, without a positive or without a negative.
+    """
+    users, items = log.users.sorted_codes(), log.items.codes
+    order = TimeOrder(users, log.times)
+    interactions = np.bincount(users)[users]
+    examples = find_examples(order.ranks, interactions, history_only)
+    _check_labels(log.labels[examples], f"{name}: the {'examples' if history_only.fraction else 'log'}")
+    if named_parts is not None:
+        parts = np.where(examples, named_parts, NO_PART)
+    elif split.by == "user":
+        parts = split_by_user(users, examples, split.fractions, seed)
+    else:
+        parts = split_by_time(log.times, examples, split.fractions)
+    sorted_items = log.items.sorted_codes()
+    is_cold = np.zeros(len(log.items.values), dtype=bool)
+    is_cold[items[np.isin(sorted_items, choose_cold_items(sorted_items, examples, cold_items, seed))]] = True
+    dropped = is_cold[items] & ((parts == TRAIN) | (parts == VALIDATION))
+    parts = np.where(dropped, NO_PART, parts).astype(np.int8)
+    for part, part_name in enumerate(SPLITS):
+        _check_labels(log.labels[parts == part], f"{name}: the {part_name} part (split by {split.by})")
+    return Division(
+        parts=parts,
+        is_cold=is_cold,
+        order=order,
+        interactions=interactions,
+        training_rows=np.bincount(items[parts == TRAIN], minlength=len(is_cold)),
+        history_only_rows=int((~examples).sum()),
+        dropped_cold_rows=int(dropped.sum()),
+    )
 
 
 def find_examples(ranks: np.ndarray, interactions: np.ndarray, history_only: HistoryOnlyConfig) -> np.ndarray:
@@ -158,3 +245,15 @@ def _drawn(all_numbers: np.ndarray, wanted: np.ndarray, seed: int, stream: int) 
     """
     drawn = np.random.default_rng([seed, stream]).permutation(np.unique(all_numbers))
     return drawn[np.isin(drawn, wanted)]
+
+
+def _check_labels(labels: np.ndarray, what: str) -> None:
+    positives = int(labels.sum())
+    if not len(labels):
+        raise DataError(f"{what} has no examples. Give more rows, or change `split`, `history_only` or `cold_items`.")
+    if positives in (0, len(labels)):
+        lacking = "positive" if positives == 0 else "negative"
+        raise DataError(
+            f"{what} has {len(labels)} example(s) and not one {lacking}; a model cannot be trained or measured on one "
+            "kind alone. Check the label (or its rule), or give more rows."
+        )

@@ -17,7 +17,9 @@ STRING_IDS = np.array(["Amélie", "天国", "tt0001", "tt0002", "Ран", "x" * 
 INTEGER_IDS = np.array([7, 3, 2**40, 11, 5, 100])
 
 
-def write_store(path: Any, *, ids: np.ndarray = STRING_IDS, dtype: str = "int8", seed: int = 0) -> kser_tf.KnowledgeStore:
+def write_store(
+    path: Any, *, ids: np.ndarray = STRING_IDS, dtype: str = "int8", seed: int = 0
+) -> kser_tf.KnowledgeStore:
     generator = np.random.default_rng(seed)
     chunks = generator.normal(size=(len(ids), len(FIELDS), CHUNKS, WIDTH)).astype(np.float32)
     mask = generator.random((len(ids), len(FIELDS), CHUNKS)) < 0.8

@@ -586,6 +586,11 @@ def test_unreadable_files_are_refused(run, tmp_path):
         prepare(from_mapping(PrepareConfig, config, source="test"))
 
 
+def test_an_encoding_that_there_is_not_is_refused(run, tmp_path):
+    message = r"log\.csv: not a readable CSV file: unknown encoding: utf-99.*Check `delimiter` and `encoding`"
+    refused(run, tmp_path, DataError, message, schema=changed(encoding="utf-99"))
+
+
 def test_group_of_given_sequences_needs_equal_lengths(run, tmp_path):
     log = LOG.assign(one=["p,q"] * 10, two=["1,2"] * 4 + ["1"] + ["1,2"] * 5)
     given = {"kind": "sequence", "separator": ",", "length": 5, "group": "g"}
@@ -647,6 +652,10 @@ def test_group_of_given_sequences_needs_equal_lengths(run, tmp_path):
         (
             {"schema": with_feature(name="f", kind="sequence", of="tags", length=2)},
             "built of a categorical feature or of a column, and `tags` is multi",
+        ),
+        (
+            {"schema": with_feature(name="f", kind="sequence", of="f", length=2)},
+            "built of a categorical feature or of a column, and `f` is sequence",
         ),
         (
             {"schema": with_feature(name="f", kind="sequence", of="item", dtype="int64", length=2)},

@@ -27,7 +27,7 @@ RATINGS_1M = "".join(
     for movie, time in ((1, 7), (2, 7), (3, 2), (4, 9))
 )
 MOVIES_100K = "".join(
-    f"{movie}|{title}|01-Jan-1995||http://example.org/?x|{'|'.join(str(int(number in genres)) for number in range(19))}\n"
+    f"{movie}|{title}|01-Jan-1995||http://example.org/?x|{'|'.join('01'[number in genres] for number in range(19))}\n"
     for movie, title, genres in (
         (1, "Gläserne Stadt, Die (1931)", (8, 15)),
         (2, "unknown", (0,)),

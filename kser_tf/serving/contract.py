@@ -64,14 +64,14 @@ _INPUT = "input/"
 _OUTPUT = "output/"
 
 
-def as_rows(name: str, values: Any, dtype: str, shape: Sequence[int | None]) -> np.ndarray:
+def as_rows(name: str, values: Any, dtype: str, shape: Sequence[int | None] | None) -> np.ndarray:
     """Returns an input's values as an array that a session takes and that is stored without pickle.
 
     Args:
         name: str. The input's name, for messages.
         values: Array, list, tensor or pandas series. Strings are `str` or UTF-8 `bytes`.
         dtype: str. The input's dtype, as TensorFlow calls it.
-        shape: The input's shape; `None` for dimensions of any size, the batch among them.
+        shape: The input's shape, `None` for dimensions of any size, the batch among them; or `None` for any shape.
 
     Returns:
         The array, in `dtype`; strings as NumPy `S` (UTF-8).
@@ -81,12 +81,7 @@ def as_rows(name: str, values: Any, dtype: str, shape: Sequence[int | None]) -> 
     """
     values = np.asarray(values)
     array = _encoded(name, values) if dtype == STRING else _as_numbers(name, values, dtype)
-    fits = (
-        shape is None
-        or len(array.shape) == len(shape)
-        and all(size is None or size == n for size, n in zip(shape, array.shape, strict=True))
-    )
-    if not fits:
+    if shape is not None and not _fits(array.shape, shape):
         raise ExportError(f"input `{name}`: expected values of shape {_shape_text(shape)}. Received: {array.shape}")
     return array
 
@@ -132,9 +127,9 @@ def load_examples(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, np
 
 
 def describe_signatures(meta_graph: Any) -> dict[str, Any]:
-    """Returns the signatures of a `MetaGraphDef`: for each its `inputs` and `outputs`, with dtype, shape and tensor name.
+    """Returns the signatures of a `MetaGraphDef`: for each its `inputs` and `outputs`, with `dtype`, `shape`, `tensor`.
 
-    A dimension of any size is `None`, an unknown rank is a `None` shape.
+    A dimension of any size is `None`; so is the shape of an unknown rank.
     """
     return {
         name: {
@@ -173,8 +168,8 @@ def _encoded(name: str, values: np.ndarray) -> np.ndarray:
     for value in values.ravel().tolist():
         if not isinstance(value, str | bytes):
             raise ExportError(
-                f"input `{name}`: expected strings. Received: {value!r} ({type(value).__name__}). A missing value is the "
-                "empty string; rows of different lengths must be padded with it."
+                f"input `{name}`: expected strings. Received: {value!r} ({type(value).__name__}). A missing value is "
+                "the empty string; rows of different lengths must be padded with it."
             )
         encoded.append(value.encode("utf-8") if isinstance(value, str) else value)
     return np.array(encoded, dtype=np.bytes_).reshape(values.shape)
@@ -182,7 +177,8 @@ def _encoded(name: str, values: np.ndarray) -> np.ndarray:
 
 def _as_numbers(name: str, values: np.ndarray, dtype: str) -> np.ndarray:
     target = np.dtype(dtype)
-    if target.kind != "b" and values.dtype.kind == "b" or not np.can_cast(values.dtype, target, "same_kind"):
+    is_number_from_bool = values.dtype.kind == "b" and target.kind != "b"
+    if is_number_from_bool or not np.can_cast(values.dtype, target, "same_kind"):
         raise ExportError(f"input `{name}`: expected {dtype} values. Received: {values.dtype}")
     array = values.astype(target)
     if target.kind in "iu" and not np.array_equal(array, values):
@@ -190,6 +186,10 @@ def _as_numbers(name: str, values: np.ndarray, dtype: str) -> np.ndarray:
             f"input `{name}`: a value does not fit into {dtype}. Received: {values.min()} to {values.max()}"
         )
     return array
+
+
+def _fits(sizes: tuple[int, ...], shape: Sequence[int | None]) -> bool:
+    return len(sizes) == len(shape) and all(n in (None, size) for size, n in zip(sizes, shape, strict=True))
 
 
 def _shape_text(shape: Sequence[int | None]) -> str:

@@ -1,4 +1,4 @@
-"""What a served function touches beside its arguments: variables, look-up tables, knowledge tables."""
+"""What a served function touches beside its arguments: variables, look-up tables, knowledge."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import tensorflow as tf
 from kser_tf.errors import ExportError
 from kser_tf.layers import KnowledgeLookup
 
-# A SavedModel's graph is one protocol buffer of at most 2 GiB, constants included; much less than that is slow to load.
+# A SavedModel's graph is one protocol buffer of at most 2 GiB, constants included, and slow to load far below that.
 LARGEST_CONSTANT_BYTES = 1 << 28
 
 # What may hold layers and tables in its attributes. (A Keras 2 layer is a module, a Keras 3 layer is not.)
 _HOLDERS = (tf.Module, tf.keras.layers.Layer, tf.saved_model.experimental.TrackableResource)
 _FUNCTIONS = (types.FunctionType, types.MethodType)
+_NAMED = 3  # as many operations are named in a message
 
 
 def objects_in(*roots: Any) -> list[Any]:
-    """Returns the layers, modules and look-up tables that can be reached from models and functions, each once.
+    """Returns the layers, modules and look-up tables that models, modules and functions hold, each once.
 
-    They are found in attributes, tracked by Keras or not, in lists, tuples, sets and mappings, at any depth; of a function in what
-    it takes from around it.
+    They are found in attributes, whether Keras tracks them or not, in lists, tuples, sets and mappings, at any depth;
+    and in what a function that is one of `roots` takes from around it.
     """
     found, seen = [], set()
     waiting = list(reversed(roots))
@@ -49,15 +50,21 @@ def objects_in(*roots: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def knowledge_in_variables(lookups: Sequence[KnowledgeLookup]) -> Iterator[list[Any]]:
-    """Has `KnowledgeLookup` layers look up in copies of their tables in variables, which a SavedModel can hold, for the block.
+    """Has `KnowledgeLookup` layers read copies of their tables for the block: variables, which a SavedModel can hold.
 
     Yields:
         The copies.
+
+    Raises:
+        ExportError: A layer has no store.
     """
     before = []
     try:
         for lookup in lookups:
-            before.append((lookup, lookup.tables()))
+            try:
+                before.append((lookup, lookup.tables()))
+            except ValueError as error:
+                raise ExportError(str(error)) from None
         yield [lookup.tables(copy=True) for lookup in lookups]
     finally:
         for lookup, tables in before:
@@ -68,8 +75,8 @@ def tables_used(function: Any, holders: Sequence[Any]) -> list[Any]:
     """Returns those look-up tables among `holders` that a concrete function touches.
 
     Raises:
-        ExportError: The function touches a table or another resource that is none of them, and so would not be saved; or it holds
-            a constant that is too large for a graph.
+        ExportError: The function touches a table or another resource that is none of them, and so would not be saved;
+            or it holds a constant that is too large for a graph.
     """
     variables = {id(variable.handle) for variable in function.graph.variables}
     tables = {
@@ -85,10 +92,10 @@ def tables_used(function: Any, holders: Sequence[Any]) -> list[Any]:
             used.append(tables[id(outside)])
         elif id(outside) not in variables:
             raise ExportError(
-                f"the model touches a look-up table or another resource that it does not hold, in {_users(inside)}, so it "
-                "would be missing from the SavedModel. Make what owns it (a tf.lookup table, a layer) an attribute of the "
-                "model, or of a tf.Module that the model, `preprocess` or `serve` refers to. (A tf.function that was traced "
-                "before the export holds on to what it touched then: leave out its decorator.)"
+                "the model touches a look-up table or another resource that it does not hold, so that it would be "
+                f"missing from the SavedModel: in {_users(inside)}. Make its owner (a tf.lookup table, a layer) an "
+                "attribute of the model, or of a tf.Module that `preprocess` or `serve` refers to. (A tf.function that "
+                "ran before holds on to what it touched then: leave out its decorator.)"
             )
     return used
 
@@ -97,13 +104,13 @@ def _refuse_large(tensor: Any, inside: Any) -> None:
     size = tensor.dtype.size * (tensor.shape.num_elements() or 0)
     if size > LARGEST_CONSTANT_BYTES:
         raise ExportError(
-            f"the model would put a constant of {size / 1e6:,.0f} MB into the graph: {tensor.dtype.name} of shape "
-            f"{tuple(tensor.shape)}, in {_users(inside)}. A SavedModel's graph has to be less than 2 GB. Keep it in a "
-            "tf.Variable (trainable=False), which is saved in a file of its own."
+            f"the model would put a constant of {size / 1e6:,.0f} MB into the graph, {tensor.dtype.name} of shape "
+            f"{tuple(tensor.shape)}, in {_users(inside)}. All of a SavedModel's graph has to be less than 2 GB. Keep it "
+            "in a tf.Variable(trainable=False), which is saved in a file of its own."
         )
 
 
 def _users(tensor: Any) -> str:
     """The operations that read a captured tensor: their names tell the layer."""
     names = sorted(f"`{operation.name}`" for operation in tensor.consumers())
-    return ", ".join(names[:3]) or "an unknown place"
+    return ", ".join(names[:_NAMED]) or "an unknown place"

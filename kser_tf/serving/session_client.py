@@ -1,14 +1,16 @@
 """Loads a SavedModel as TF Serving does, runs it, and reports: `python -m kser_tf.serving.session_client FOLDER`.
 
-TF Serving loads a SavedModel through TensorFlow's session loader, which `tf.compat.v1.saved_model.loader` calls too; unlike
-`tf.saved_model.load`, it knows nothing of Python objects. This module runs in a process of its own, in which Keras is never imported.
+TF Serving loads a SavedModel through TensorFlow's session loader, which `tf.compat.v1.saved_model.loader` calls too;
+unlike `tf.saved_model.load`, it knows nothing of Python objects. `check` runs this module in a process of its own, in
+which Keras cannot be imported.
 
-FOLDER holds `request.json` (`path`, `batch_sizes`) and, if there are any, the rows to run as `rows.npz`. Written there are `report.json`
-and `answers.npz`.
+FOLDER holds `request.json` (`path`, `batch_sizes`) and, if there are any, the rows to run as `rows.npz`. What is
+written there is `report.json` and `answers.npz`.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -30,13 +32,18 @@ from kser_tf.files import read_json, write_json  # noqa: E402
 from kser_tf.schema import MISSING_INTEGER, MISSING_STRING  # noqa: E402
 from kser_tf.serving import contract  # noqa: E402
 
-# Batches of a few rows run over as many rows, so that a large table of examples does not take minutes.
+# Small batches run over as many rows, so that a large table of examples does not take minutes.
 _SMALL_BATCH_ROWS = 512
 # Values that no vocabulary and no store is likely to hold; the integer fits into int32.
 _UNKNOWN_STRING = "kser-tf: \u672a\u77e5 unknown id"
 _UNKNOWN_INTEGER = 2**31 - 1
+# In TensorFlow's messages these lines say where in the graph it was, and not what.
+_NOISE = re.compile(
+    r"Graph execution error:|Detected at node|Node: |\[\[\{\{|\d+ successful operations|\d+ derived errors"
+)
 
 Rows = Mapping[str, np.ndarray]
+Answers = dict[str, np.ndarray]
 
 
 def main(folder: Path) -> None:
@@ -45,30 +52,30 @@ def main(folder: Path) -> None:
     rows = None
     if (folder / contract.ROWS_FILE).is_file():
         rows, _ = contract.load_examples(folder / contract.ROWS_FILE)
-    answers: dict[str, np.ndarray] = {}
-    report = examine(request["path"], rows, request["batch_sizes"], answers)
+    report, answers = examine(request["path"], rows, request["batch_sizes"])
     report["keras_modules"] = sorted(name for name in _KERAS if sys.modules.get(name) is not None)
     contract.save_examples(folder / contract.ANSWERS_FILE, {}, answers)
     write_json(folder / contract.REPORT_FILE, report)
 
 
-def examine(path: str, rows: Rows | None, batch_sizes: list[int], answers: dict[str, np.ndarray]) -> dict[str, Any]:
+def examine(path: str, rows: Rows | None, batch_sizes: list[int]) -> tuple[dict[str, Any], Answers]:
     """Loads the SavedModel at `path`, runs its `serving_default` on rows, and says what happened.
 
     Args:
         path: The SavedModel.
-        rows: For each input an array. Without them only odd rows are run.
-        batch_sizes: Beside the whole at once.
-        answers: Gets the answers, as `"<run>/<output>"`: a run is `"all"`, a batch size, or `"odd:<what>"`.
+        rows: For each input an array. Without them, only odd rows are run.
+        batch_sizes: The sizes of the batches to run, beside all rows at once.
 
     Returns:
-        `read_error` and `load_error`, or what was found and measured.
+        The report: `read_error`, `load_error`, or what was found and measured. And the answers, as `"<run>/<output>"`:
+        a run is `"all"`, a batch size, or `"odd:<what>"`.
     """
     report: dict[str, Any] = {"tensorflow": tf.__version__}
+    answers: Answers = {}
     try:
         meta_graph = _read_meta_graph(path)
     except Exception as error:
-        return report | {"read_error": _message(error)}
+        return report | {"read_error": _message(error)}, answers
     report["signatures"] = contract.describe_signatures(meta_graph)
     report["python_functions"] = contract.python_function_ops(meta_graph)
     del meta_graph  # it can be large, and the loader reads its own
@@ -78,24 +85,13 @@ def examine(path: str, rows: Rows | None, batch_sizes: list[int], answers: dict[
         try:
             tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], path)
         except Exception as error:
-            return report | {"load_error": _message(error)}
+            return report | {"load_error": _message(error)}, answers
         report["load_seconds"] = time.perf_counter() - start
         report["uninitialised"] = _uninitialised(session)
         if contract.SIGNATURE in report["signatures"]:
             client = _Client(session, report["signatures"][contract.SIGNATURE])
-            try:
-                table = None if rows is None else contract.as_table(rows, client.inputs)
-            except KserError as error:
-                return report | {"rows_error": str(error)}
-            if table is not None and len(next(iter(table.values()))):
-                report["runs"] = {
-                    str(size): _run(client, table, size, answers) for size in (*batch_sizes, contract.ALL_ROWS)
-                }
-            report["odd_rows"] = {
-                what: _run_odd(client, row, contract.ODD_ROWS + what, answers)
-                for what, row in _odd_rows(client.inputs, table)
-            }
-    return report
+            report |= _run_all(client, rows, batch_sizes, answers)
+    return report, answers
 
 
 class _Client:
@@ -106,7 +102,7 @@ class _Client:
         self._outputs = {name: spec["tensor"] for name, spec in signature["outputs"].items()}
         self._session = session
 
-    def __call__(self, rows: Rows) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Rows) -> Answers:
         feeds = {spec["tensor"]: rows[name] for name, spec in self.inputs.items()}
         return self._session.run(self._outputs, feeds)
 
@@ -121,13 +117,12 @@ def _read_meta_graph(path: str) -> Any:
 
 
 def _uninitialised(session: Any) -> list[str]:
-    """Returns the variables and look-up tables that are there without a value after loading."""
+    """Returns the variables and look-up tables that have no value after loading."""
     found = []
     for operation in session.graph.get_operations():
         if operation.type == "VarHandleOp":
-            ready = tf.raw_ops.VarIsInitializedOp(resource=operation.outputs[0])
-            if not session.run(ready):
-                found.append(f"variable `{operation.get_attr('shared_name').decode() or operation.name}`")
+            if not session.run(tf.raw_ops.VarIsInitializedOp(resource=operation.outputs[0])):
+                found.append(f"variable {operation.get_attr('shared_name').decode() or operation.name}")
         elif operation.type == "HashTableV2":
             find = tf.raw_ops.LookupTableFindV2(
                 table_handle=operation.outputs[0],
@@ -137,58 +132,69 @@ def _uninitialised(session: Any) -> list[str]:
             try:
                 session.run(find)
             except tf.errors.FailedPreconditionError:
-                found.append(f"look-up table `{operation.name}`")
+                found.append(f"look-up table {operation.name}")
     return sorted(found)
 
 
-def _run(client: _Client, rows: Rows, size: int | str, answers: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Runs all rows in batches of one size; returns their number and the seconds, or the error."""
-    count = len(next(iter(rows.values())))
-    if size == contract.ALL_ROWS:
-        batch = count
-    else:
-        batch, count = int(size), min(count, _SMALL_BATCH_ROWS)
-    parts = []
+def _run_all(client: _Client, rows: Rows | None, batch_sizes: list[int], answers: Answers) -> dict[str, Any]:
+    """Runs the rows in batches and the odd rows one by one; returns what happened, and puts answers into `answers`."""
+    table = None
+    if rows is not None:
+        try:
+            table = contract.as_table(rows, client.inputs)
+        except KserError as error:
+            return {"rows_error": str(error)}
+    outcome: dict[str, Any] = {"runs": {}, "odd_rows": {}}
+    if table is not None and _length(table):
+        for size in batch_sizes:
+            outcome["runs"][str(size)] = _run(client, _slice(table, 0, _SMALL_BATCH_ROWS), size, str(size), answers)
+        outcome["runs"][contract.ALL_ROWS] = _run(client, table, _length(table), contract.ALL_ROWS, answers)
+    for what, row in _odd_rows(client.inputs, table):
+        outcome["odd_rows"][what] = _run(client, row, 1, contract.ODD_ROWS + what, answers)
+    return outcome
+
+
+def _run(client: _Client, rows: Rows, batch: int, run: str, answers: Answers) -> dict[str, Any]:
+    """Runs rows in batches of one size; returns their number and the seconds, or the error."""
+    count = _length(rows)
     try:
         client(_slice(rows, 0, batch))  # the first run of a shape plans it
         start = time.perf_counter()
-        for begin in range(0, count, batch):
-            parts.append(client(_slice(rows, begin, min(begin + batch, count))))
+        parts = [client(_slice(rows, begin, begin + batch)) for begin in range(0, count, batch)]
         seconds = time.perf_counter() - start
-        for name in parts[0]:
-            answers[f"{size}/{name}"] = np.concatenate([np.atleast_1d(part[name]) for part in parts])
     except Exception as error:
         return {"error": _message(error)}
+    for name in parts[0]:
+        answers[f"{run}/{name}"] = np.concatenate([np.atleast_1d(part[name]) for part in parts])
     return {"rows": count, "seconds": seconds}
 
 
-def _run_odd(client: _Client, row: Rows, run: str, answers: dict[str, np.ndarray]) -> dict[str, Any]:
-    try:
-        for name, values in client(row).items():
-            answers[f"{run}/{name}"] = values
-    except Exception as error:
-        return {"error": _message(error)}
-    return {}
-
-
 def _odd_rows(inputs: Mapping[str, Any], rows: Rows | None) -> Iterator[tuple[str, Rows]]:
-    """Rows that a server gets and a model may not be made for, each a batch of one. What is not odd in them is as in the first row."""
+    """Rows that a server gets and a model may not be made for, each a batch of one.
+
+    What is not odd in them is as in the first row of `rows`; without one, zeros and empty strings, which is odd enough.
+    """
     dtypes = {
         name: np.dtype(np.bytes_ if spec["dtype"] == contract.STRING else spec["dtype"])
         for name, spec in inputs.items()
     }
-    if rows is not None and len(next(iter(rows.values()))):
+    base: Rows
+    if rows is not None and _length(rows):
         base = _slice(rows, 0, 1)
     else:
-        shapes = {name: [1, *(n or 1 for n in (spec["shape"] or [None])[1:])] for name, spec in inputs.items()}
+        shapes = {name: [1, *(size or 1 for size in (spec["shape"] or [None])[1:])] for name, spec in inputs.items()}
         base = {name: np.zeros(shapes[name], dtypes[name]) for name in inputs}
+        yield "zeros and empty strings", base
 
     def with_values(values: Mapping[str, Any]) -> Rows:
-        """The base with a value in all inputs of a kind: strings (S), integers (i), floating point (f)."""
+        """The base with other values in all inputs of a kind: strings (S), integers (i), floating point (f)."""
         odd = dict(base)
         for name, dtype in dtypes.items():
             if dtype.kind in values:
-                odd[name] = np.full(base[name].shape, values[dtype.kind], None if dtype.kind == "S" else dtype)
+                value = values[dtype.kind]
+                if dtype.kind == "i":
+                    value = min(value, np.iinfo(dtype).max)
+                odd[name] = np.full(base[name].shape, value, None if dtype.kind == "S" else dtype)
         return odd
 
     kinds = {dtype.kind for dtype in dtypes.values()}
@@ -203,10 +209,15 @@ def _slice(rows: Rows, begin: int, end: int) -> Rows:
     return {name: values[begin:end] for name, values in rows.items()}
 
 
+def _length(rows: Rows) -> int:
+    return len(next(iter(rows.values()), ()))
+
+
 def _message(error: Exception) -> str:
-    """The error's own words: not where TensorFlow's graph came from."""
-    text = getattr(error, "message", None) or str(error)
-    return f"{type(error).__name__}: {text.partition('Original stack trace')[0].strip()}"
+    """What an error says, in one line, without where TensorFlow's graph came from."""
+    text, _, _ = str(getattr(error, "message", None) or error).partition("Original stack trace")
+    lines = [line.strip() for line in text.splitlines()]
+    return f"{type(error).__name__}: {' '.join(line for line in lines if line and not _NOISE.match(line))}"
 
 
 if __name__ == "__main__":

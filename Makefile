@@ -1,0 +1,42 @@
+# make demo   installs, then runs the demo on the built-in catalogue
+# make test   installs, then checks style and types and runs the tests, under Keras 2 and Keras 3
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Tests of what runs under both Kerases; TFRS, and so the ranking models, need Keras 2.
+KERAS_3_TESTS := tests/test_esf_net.py tests/test_alignment_attention.py tests/test_knowledge_extractor.py \
+	tests/test_knowledge_lookup.py tests/test_two_kerases.py tests/test_strategies.py tests/test_export.py tests/test_check.py
+
+.PHONY: demo test lint types test-keras-2 test-keras-3 clean
+
+demo: $(INSTALLED)
+	$(BIN)/kser-tf demo
+
+test: lint types test-keras-2 test-keras-3
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy finds kser_tf.layers and kser_tf.pipelines only where they are installed below kser_tf.
+types: $(INSTALLED)
+	rm -rf build
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/types --upgrade .
+	MYPYPATH=build/types $(BIN)/mypy -p kser_tf
+	rm -rf build
+
+test-keras-2: $(INSTALLED)
+	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -q
+
+test-keras-3: $(INSTALLED)
+	TF_USE_LEGACY_KERAS=0 $(BIN)/python -m pytest -q $(KERAS_3_TESTS)
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade -c constraints.txt pip setuptools
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,41 @@
+"""Chooses the Keras that the tests run under, before TensorFlow is imported.
+
+The environment variable `TF_USE_LEGACY_KERAS` decides, as it does for users: `1` is Keras 2, `0` is Keras 3. Where it
+is not set, the tests run under Keras 2.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+SEED = 20250811
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ["TF_USE_LEGACY_KERAS"].lower() in ("1", "true"):
+        return
+    skip = pytest.mark.skip(reason="tensorflow-recommenders needs Keras 2 (TF_USE_LEGACY_KERAS=1)")
+    for item in items:
+        if item.get_closest_marker("tfrs"):
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def seed() -> int:
+    """Seeds Python, NumPy and TensorFlow for one test."""
+    import tensorflow as tf
+
+    tf.keras.utils.set_random_seed(SEED)
+    return SEED
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers of the test's own: the same in each run, whatever other tests draw."""
+    return np.random.default_rng(SEED)
