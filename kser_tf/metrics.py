@@ -259,7 +259,7 @@ def slice_rows(
     Raises:
         DataError: Lengths differ.
     """
-    rows = len(np.asarray(item_is_cold))
+    rows = len(_flat("users", users))
     codes, number_of_users = _codes("users", users, rows)
     cold = _column("item_is_cold", item_is_cold, rows).astype(np.bool_)
     tail = ~cold & (_column("item_training_rows", item_training_rows, rows) < TAIL_TRAINING_ROWS)
@@ -527,7 +527,7 @@ def _flat(name: str, values: ArrayLike) -> NDArray[Any]:
 def _column(name: str, values: ArrayLike, rows: int) -> NDArray[Any]:
     array = _flat(name, values)
     if len(array) != rows:
-        raise DataError(f"`{name}` must have one value for each label. Received: {len(array)} values for {rows} labels")
+        raise DataError(f"`{name}` must have one value for each row. Received: {len(array)} values for {rows} rows")
     return array
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks, with_shape
+from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks, cloned, with_shape
 
 
 @tf.keras.utils.register_keras_serializable("kser_tf")
@@ -101,13 +101,13 @@ class AlignmentAttention(ShapedLayer):
         self._query_kernel = self.add_weight(
             name="query_kernel",
             shape=(width_r, self.num_heads * width),
-            initializer=self.query_initializer,
+            initializer=cloned(self.query_initializer),
             regularizer=self.kernel_regularizer,
         )
         self._output_kernel = self.add_weight(
             name="output_kernel",
             shape=(self.num_heads * width, width_r),
-            initializer=self.output_initializer,
+            initializer=cloned(self.output_initializer),
             regularizer=self.kernel_regularizer,
         )
         self._field_bias = None

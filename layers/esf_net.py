@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks, with_shape
+from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks, cloned, with_shape
 
 SIGHTS = ("chunk", "neighbours", "catalogue", "context")
 GATES = ("sigmoid", "softmax", "top_k")
@@ -148,12 +148,11 @@ class ESFNet(ShapedLayer):
         self._remember_shapes(chunks=chunks_shape, context=context_shape)
 
     def _add_kernel(self, name: str, rows: int) -> Any:
-        initializer = self.kernel_initializer
-        if isinstance(initializer, tf.keras.initializers.Initializer):
-            # A clone each: one with a seed, used twice, would give equal numbers twice.
-            initializer = initializer.__class__.from_config(initializer.get_config())
         return self.add_weight(
-            name=name, shape=(rows, self.units), initializer=initializer, regularizer=self.kernel_regularizer
+            name=name,
+            shape=(rows, self.units),
+            initializer=cloned(self.kernel_initializer),
+            regularizer=self.kernel_regularizer,
         )
 
     def adapt(self, mean: Any) -> None:

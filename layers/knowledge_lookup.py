@@ -181,6 +181,11 @@ class KnowledgeTables(tf.Module):
         return other
 
     @property
+    def ids(self) -> np.ndarray:
+        """The ids, in the order of the rows: int64, or an object array of `str`."""
+        return self._ids
+
+    @property
     def _id_dtype(self) -> Any:
         return tf.int64 if self._ids.dtype.kind in "iu" else tf.string
 

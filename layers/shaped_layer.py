@@ -88,6 +88,14 @@ def checked_chunks(chunks: Any, mask: Any, shape: tuple[int, int, int], dtype: A
     return tf.where(mask[..., None], chunks, tf.zeros_like(chunks)), mask
 
 
+def cloned(initializer: Any) -> Any:
+    """Returns a fresh initializer of the same kind: one that is used twice may give the same numbers twice."""
+    initializer = tf.keras.initializers.get(initializer)
+    if not isinstance(initializer, tf.keras.initializers.Initializer):
+        return initializer
+    return initializer.__class__.from_config(initializer.get_config())
+
+
 def with_shape(name: str, value: Any, shape: tuple[int | None, ...]) -> Any:
     """Returns the call argument `name` as a tensor of shape `(batch, *shape)`, `None` being any size.
 

@@ -1,4 +1,4 @@
-"""Sentence encoders: any model of sentence-transformers, run as fast as the processor can without changing its vectors."""
+"""Sentence encoders: any model of sentence-transformers, run as fast as the processor can."""
 
 from __future__ import annotations
 
@@ -136,6 +136,11 @@ class TextEncoder:
         self._prompt = model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None
         self._longest = _longest_input(model)
         self.width = self._encode_batch(["."])[0].shape[1]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions of the libraries that compute the vectors."""
+        return {name: _import(name).__version__ for name in ("torch", "transformers", "sentence_transformers")}
 
     @property
     def longest_input(self) -> int | None:
@@ -325,7 +330,9 @@ def _model_fingerprint(folder: Path) -> str:
     files = {
         path.relative_to(folder).as_posix(): sha256_of_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix in _MODEL_SUFFIXES and path.relative_to(folder).parts[0] not in _OTHER_RUNTIMES
+        if path.is_file()
+        and path.suffix in _MODEL_SUFFIXES
+        and path.relative_to(folder).parts[0] not in _OTHER_RUNTIMES
     }
     return sha256_of_json(files)
 

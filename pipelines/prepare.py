@@ -37,6 +37,10 @@ def _read_schema_file(value: Any) -> Any:
     return read_yaml(value) if isinstance(value, str | Path) else value
 
 
+# In YAML and on the command line a schema may also be the path of a file that holds it.
+SchemaOrFile = Annotated[LogSchema | None, pydantic.BeforeValidator(_read_schema_file)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """Makes examples for training, validation and test from a log of interactions.
@@ -68,7 +72,7 @@ class PrepareConfig:
     data: str | list[str] | None = None
     items: str | None = None
     users: str | None = None
-    schema: Annotated[LogSchema | None, pydantic.BeforeValidator(_read_schema_file)] = None
+    schema: SchemaOrFile = None
     movielens: MovieLensConfig | None = None
     split: SplitConfig = field(default_factory=SplitConfig)
     history_only: HistoryOnlyConfig = field(default_factory=HistoryOnlyConfig)

@@ -81,7 +81,8 @@ def write_report(folder: str | Path, report: Mapping[str, Any]) -> Path:
               count from 0, here and below; people read them from 1.
             - `filtered`, `kept`: lists of `{"entity", "id", "name", "field", "position", "weight", "text", "fault"}`.
             - `faults`: `{"auc", "good_mean_weight", "kinds": {kind: {"auc", "mean_weight", "chunks"}}, "run"}`.
-            - `export`: `{"path", "bytes", "version", ..}`. `check`: `{"ok", "checks": [{"name", "ok", "detail"}]}`.
+            - `export`: `{"path", "bytes", "version", ..}`. `check`: what `CheckResult.as_dict` returns, `{"ok",
+              "checks": [{"name", "ok", "detail"}], "measurements"}`.
             - `steps`: list of `{"job", "seconds", "skipped"}`. `versions`: `{package: version}`. `command`,
               `finished`: str.
 
@@ -191,6 +192,7 @@ def _page(figures: ReportFigures) -> dict[str, Any]:
         "features": tables.feature_table(data.get("features") or []),
         "check_sentence": tables.check_sentence(check) if check else "",
         "check": tables.check_table(check.get("checks") or []),
+        "measurements": tables.facts(check.get("measurements") or {}),
         "export": tables.facts(figures.part("export")),
         "command": figures.part("command"),
         "steps": tables.step_table(figures.part("steps")),

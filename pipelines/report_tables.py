@@ -341,20 +341,25 @@ def coverage_table(coverage: Mapping[str, Any]) -> Table | None:
 
 def check_table(checks: Sequence[Mapping[str, Any]]) -> Table | None:
     """What was checked of the exported model."""
-    rows = []
-    for check in checks:
-        passed = bool(check.get("ok"))
-        result = Cell("passed" if passed else "failed", passed=passed)
-        rows.append([Cell(words(check.get("name"))), result, Cell(words(check.get("detail")))])
+    results = {True: "passed", False: "failed", None: "could not be looked at"}
+    rows = [
+        [
+            Cell(words(check.get("name"))),
+            Cell(results[check.get("ok")], passed=check.get("ok")),
+            Cell(words(check.get("detail"))),
+        ]
+        for check in checks
+    ]
     return _table("Checks", ("Check", "Result", "Detail"), rows)
 
 
 def check_sentence(check: Mapping[str, Any]) -> str:
     """Whether the exported model passed, in words."""
-    checks = check.get("checks") or []
-    passed = sum(bool(item.get("ok")) for item in checks)
     verdict = "passed" if check.get("ok") else "FAILED"
-    return f"Check of the exported model: {verdict} ({passed} of {plural(len(checks), 'check')})."
+    results = [item.get("ok") for item in check.get("checks") or []]
+    counts = [f"{results.count(True)} passed", f"{results.count(False)} failed"]
+    counts += [f"{results.count(None)} could not be looked at"] if None in results else []
+    return f"Check of the exported model: {verdict} ({', '.join(counts)})."
 
 
 def step_table(steps: Sequence[Mapping[str, Any]]) -> Table | None:

@@ -26,7 +26,9 @@ _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _COMPRESSED_SUFFIX = ".gz"
 
 # CSV has no missing value of its own; these are what pandas, R, spreadsheets and data bases write for one.
-_MISSING_IN_CSV = frozenset({"", "nan", "NaN", "NAN", "null", "NULL", "None", "NA", "N/A", "n/a", "#N/A", "<NA>", "\\N"})
+_MISSING_IN_CSV = frozenset(
+    {"", "nan", "NaN", "NAN", "null", "NULL", "None", "NA", "N/A", "n/a", "#N/A", "<NA>", "\\N"}
+)
 # A cell may hold a book; the csv module's own limit is 131,072 characters.
 _LONGEST_CSV_CELL = 2**31 - 1
 
@@ -37,19 +39,35 @@ _INT64 = np.iinfo(np.int64)
 _NAMED_IDS = 5  # as many are named in a message
 
 
+# A file, and a row there from 1; of CSV and JSON lines, the line.
+Place = tuple[str, int]
+
+
 class Row(NamedTuple):
     """One row of a table.
 
     Args:
-        place: Where it is: the file, and its row there from 1 (CSV and JSON lines: its line).
+        place: Where it is.
         values: One for each column that was asked for; `None` for a missing one.
     """
 
-    place: tuple[str, int]
+    place: Place
     values: tuple[Any, ...]
 
     def __str__(self) -> str:
-        return f"{self.place[0]}, row {self.place[1]}"
+        return _at(self.place)
+
+
+def format_of(file: Path) -> Literal["parquet", "csv", "jsonl"] | None:
+    """Returns a file's format by its name; `None` for one that is not read."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes[-1:] == [_COMPRESSED_SUFFIX]:
+        suffixes.pop()
+    elif suffixes and suffixes[-1] in _PARQUET_SUFFIXES:
+        return "parquet"
+    if suffixes and suffixes[-1] in _DELIMITERS:
+        return "csv"
+    return "jsonl" if suffixes and suffixes[-1] in _JSON_SUFFIXES else None
 
 
 def find_tables(path: str | Path) -> list[Path]:
@@ -60,13 +78,13 @@ def find_tables(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and _suffix(file) is not None)
+        files = sorted(file for file in path.iterdir() if file.is_file() and format_of(file) is not None)
         if not files:
             raise DataError(f"{path}: the folder holds no Parquet, CSV or JSON lines file.")
         return files
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder.")
-    if _suffix(path) is None:
+    if format_of(path) is None:
         raise DataError(
             f"{path}: not a known format. Expected a name that ends in .parquet, .csv, .tsv or .jsonl (the last three "
             "also with .gz)."
@@ -86,7 +104,7 @@ def read_rows(files: Sequence[Path], columns: Sequence[str], *, text_columns: Se
         DataError: A file cannot be read, a column is missing, or a text is something else.
     """
     for file in files:
-        read = {".parquet": _parquet_rows, ".csv": _csv_rows, ".jsonl": _json_rows}[_suffix(file) or ""]
+        read = _READERS[format_of(file) or ""]
         try:
             for row in read(file, columns, text_columns):
                 for column, value in zip(columns, row.values, strict=True):
@@ -102,53 +120,54 @@ def read_rows(files: Sequence[Path], columns: Sequence[str], *, text_columns: Se
             raise DataError(f"{file}: cannot be read: {error}") from error
 
 
-def as_id_array(ids: Sequence[Any], rows: Sequence[tuple[str, int]], column: str, id_type: IdType | None) -> np.ndarray:
+def check_id(value: Any, row: Row, column: str) -> None:
+    """Raises a `DataError` for an id that is missing, or neither an integer nor a string."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        raise DataError(f"{row}: `{column}`, the id, is missing. Give each row an id, or leave the row out.")
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise DataError(
+            f"{row}: `{column}`, the id, is {_shown(value)}, a {type(value).__name__}; expected an integer or a string. "
+            "Convert the column."
+        )
+
+
+def as_id_array(ids: Sequence[int | str], places: Sequence[Place], column: str, id_type: IdType | None) -> np.ndarray:
     """Returns ids as an array, int64 or of `str`.
 
     Args:
-        ids: As they were read: all `int` or all `str`, from CSV always `str`.
-        rows: For each id, the place of its row.
+        ids: As they were read (from CSV, all are `str`), each seen by `check_id`.
+        places: For each id, where it was read.
         column: str. The column's name, for messages.
         id_type: What they are to be. Defaults to what they are; from CSV, int64 where all of them are integers, written
             as Python would.
 
     Raises:
-        DataError: An id is missing, or of another type than it has to be.
+        DataError: Some ids are integers and some strings, or an id is not an integer that int64 holds.
     """
-    integers = 0
-    for value, row in zip(ids, rows, strict=True):
-        if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-            raise DataError(f"{_at(row)}: `{column}`, the id, is missing. Give each row an id, or leave the row out.")
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise DataError(
-                f"{_at(row)}: `{column}`, the id, is {_shown(value)}, a {type(value).__name__}; expected an integer or "
-                "a string. Convert the column."
-            )
-        integers += isinstance(value, int)
     if id_type is None:
-        if 0 < integers < len(ids):
-            first = next(row for value, row in zip(ids, rows, strict=True) if isinstance(value, int) != (integers > 0))
+        integers = [isinstance(value, int) for value in ids]
+        if len(set(integers)) > 1:
+            odd = integers.index(not integers[0])
             raise DataError(
-                f"{_at(first)}: some ids in `{column}` are integers and some are strings. Make them all the same, or set "
-                "`id_dtype: string`."
+                f"{_at(places[odd])}: `{column}` is {ids[odd]!r}, but {ids[0]!r} in {_at(places[0])}: ids must be all "
+                "integers or all strings. Convert them, or set `id_dtype: string`."
             )
-        from_csv = bool(rows) and _suffix(Path(rows[0][0])) == ".csv"
-        id_type = "int64" if integers or (from_csv and all(map(_INTEGER.fullmatch, ids))) else "string"
+        is_csv = all(format_of(Path(file)) == "csv" for file in {place[0] for place in places})
+        numeric = all(integers) or (is_csv and all(_INTEGER.fullmatch(str(value)) for value in ids))
+        id_type = "int64" if numeric else "string"
     if id_type == "string":
         strings = np.empty(len(ids), dtype=object)
         strings[:] = [str(value) for value in ids]
         return strings
-    numbers = np.empty(len(ids), dtype=np.int64)
-    for place, (value, row) in enumerate(zip(ids, rows, strict=True)):
+    for value, place in zip(ids, places, strict=True):
         if isinstance(value, str) and not _INTEGER.fullmatch(value):
-            raise DataError(f"{_at(row)}: `{column}` is {value!r}; expected an integer. Set `id_dtype: string`.")
+            raise DataError(f"{_at(place)}: `{column}` is {value!r}; expected an integer. Set `id_dtype: string`.")
         if not _INT64.min <= int(value) <= _INT64.max:
-            raise DataError(f"{_at(row)}: `{column}` is {value}, which int64 does not hold. Set `id_dtype: string`.")
-        numbers[place] = int(value)
-    return numbers
+            raise DataError(f"{_at(place)}: `{column}` is {value}, which int64 cannot hold. Set `id_dtype: string`.")
+    return np.array([int(value) for value in ids], dtype=np.int64)
 
 
-def check_unique(ids: np.ndarray, rows: Sequence[tuple[str, int]], column: str) -> None:
+def check_unique(ids: np.ndarray, places: Sequence[Place], column: str) -> None:
     """Raises a `DataError` that names the ids which occur more than once."""
     first: dict[Any, int] = {}
     repeated: dict[Any, tuple[int, int]] = {}
@@ -157,7 +176,7 @@ def check_unique(ids: np.ndarray, rows: Sequence[tuple[str, int]], column: str) 
             repeated.setdefault(value, (first[value], place))
     if repeated:
         named = [
-            f"{value!r} ({_at(rows[one])} and {_at(rows[other])})"
+            f"{value!r} ({_at(places[one])} and {_at(places[other])})"
             for value, (one, other) in list(repeated.items())[:_NAMED_IDS]
         ]
         more = f", and {len(repeated) - _NAMED_IDS} more" if len(repeated) > _NAMED_IDS else ""
@@ -165,18 +184,6 @@ def check_unique(ids: np.ndarray, rows: Sequence[tuple[str, int]], column: str) 
             f"`{column}` must hold each id once; more than once are {', '.join(named)}{more}. Remove the repeated rows, "
             "or give a table of one row a chunk (`field_column` and `text_column`)."
         )
-
-
-def _suffix(file: Path) -> str | None:
-    """`.parquet`, `.csv` or `.jsonl`; `None` for something else."""
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    compressed = suffixes[-1:] == [_COMPRESSED_SUFFIX]
-    suffix = (suffixes[-2:-1] if compressed else suffixes[-1:]) or [""]
-    if suffix[0] in _PARQUET_SUFFIXES and not compressed:
-        return ".parquet"
-    if suffix[0] in _DELIMITERS:
-        return ".csv"
-    return ".jsonl" if suffix[0] in _JSON_SUFFIXES else None
 
 
 def _open_text(file: Path) -> IO[str]:
@@ -264,8 +271,11 @@ def _json_rows(file: Path, columns: Sequence[str], text_columns: Sequence[str]) 
         check_columns(columns, list(seen), str(file))
 
 
-def _at(row: tuple[str, int]) -> str:
-    return f"{row[0]}, row {row[1]}"
+_READERS = {"parquet": _parquet_rows, "csv": _csv_rows, "jsonl": _json_rows}
+
+
+def _at(place: Place) -> str:
+    return f"{place[0]}, row {place[1]}"
 
 
 def _shown(value: Any) -> str:

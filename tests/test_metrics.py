@@ -293,6 +293,18 @@ class TestEvaluateSlices:
         }
         assert set(result["warm"].values()) == {0, None}
 
+    def test_slice_rows(self):
+        chosen = {name: list(np.flatnonzero(rows)) for name, rows in metrics.slice_rows(**SLICE_COLUMNS).items()}
+        assert chosen == {
+            "all": [0, 1, 2, 3, 4, 5, 6, 7],
+            "warm": [1, 2, 3, 6, 7],
+            "head": [2, 3, 6],
+            "tail": [1, 7],
+            "cold": [0, 4, 5],
+            "active_users": [1, 2, 3, 4, 5],
+            "quiet_users": [0, 6, 7],
+        }
+
     def test_no_rows(self):
         result = metrics.evaluate_slices([], [], users=[], item_training_rows=[], item_is_cold=[], user_interactions=[])
         assert all(set(values.values()) == {0, None} for values in result.values())

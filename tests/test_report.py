@@ -511,11 +511,18 @@ class TestPage:
         assert figures["kept"][0]["text"] == "word " * 200_000
 
     def test_a_failed_check_is_plain(self, tmp_path):
-        checks = [{"name": "loads", "ok": True, "detail": ""}, {"name": "agrees", "ok": False, "detail": "off by 0.1"}]
-        page, _ = written(tmp_path, make_report(check={"ok": False, "checks": checks}))
-        text = section(page, "serving").text()
-        assert "FAILED (1 of 2 checks)" in text
-        assert "failed ✗" in text
+        results = {"loads": True, "agrees": False, "warm-up": None}
+        checks = [{"name": name, "ok": ok, "detail": "why"} for name, ok in results.items()]
+        check = {"ok": False, "checks": checks, "measurements": {"rows_per_second": {"1": 250.0, "7": 1500.0}}}
+        page, _ = written(tmp_path, make_report(runs=[], check=check))
+        serving = section(page, "serving")
+        assert "FAILED (1 passed, 1 failed, 1 could not be looked at)" in serving.text()
+        assert [[cell.text().strip() for cell in row] for row in table(serving)[1:]] == [
+            ["loads", "passed ✓", "why"],
+            ["agrees", "failed ✗", "why"],
+            ["warm-up", "could not be looked at", "why"],
+        ]
+        assert "1: 250.0; 7: 1500.0" in serving.text()
 
 
 class TestMissingParts:
@@ -693,7 +700,7 @@ class TestTextSummary:
             "In 93.1 % of all pairs of a good chunk and a planted fault, ESFNet gives the fault less weight "
             "(AUC of weight against fault 0.9312; 0.5 is chance).\n"
             "\n"
-            "Check of the exported model: passed (1 of 1 check).\n"
+            "Check of the exported model: passed (1 passed, 0 failed).\n"
         )
 
     def test_title_alone(self):

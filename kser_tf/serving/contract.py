@@ -28,7 +28,7 @@ DESCRIPTION_VERSION = 1
 # What a row of training data has beside the features. A request has none of it: an input of such a name means that the
 # training function was exported, and that every client would have to send a label.
 NOT_INPUTS = frozenset(
-    {"label", "labels", "target", "targets", "y", "y_true", "sample_weight", "sample_weights", "weight", "weights"}
+    {"label", "labels", "target", "targets", "y_true", "sample_weight", "sample_weights", "weight", "weights"}
 )
 
 # They call back into the Python process that made them; TF Serving has none.

@@ -170,8 +170,8 @@ def _write_saved_model(scorer: Scorer, folder: Path) -> tuple[dict[str, Any], li
     meta_graph = _read_meta_graph(folder)
     if python_functions := contract.python_function_ops(meta_graph):
         raise ExportError(
-            f"the model calls Python functions, which a server does not have: {', '.join(python_functions)}. Write what "
-            "tf.py_function or tf.numpy_function does there with TensorFlow's own operations."
+            f"the model calls Python functions, which a server does not have: {', '.join(python_functions)}. Write "
+            "what tf.py_function or tf.numpy_function does there with TensorFlow's operations."
         )
     stores = [
         {"layer": lookup.name, "store_fingerprint": tables.fingerprint, "shape": list(lookup.shape)}

@@ -71,8 +71,8 @@ class Judge:
         static = [self._signature(), self._inputs(), self._python_functions()]
         if "load_error" in report:
             detail = (
-                f"the session loader refuses it: {report['load_error']}. If a file is missing or damaged, copy or export "
-                "it again; an operation that is not registered is not in TF Serving either."
+                f"the session loader refuses it: {report['load_error']}. If a file is missing or damaged, copy or "
+                "export it again; an operation that is not registered is not in TF Serving either."
             )
             return [Check("loads", False, detail), *static]
         checks = [self._loads(), self._keras(), *static, self._initialised()]
@@ -145,8 +145,8 @@ class Judge:
         if missing:
             detail = (
                 f"without a value after loading: {_named(missing)}. They are not saved with the model: "
-                "tf.saved_model.save leaves out the variables of a Keras 3 model, and a look-up table has to be tracked. "
-                f"{EXPORT_AGAIN}"
+                "tf.saved_model.save leaves out the variables of a Keras 3 model, and a look-up table has to be "
+                f"tracked. {EXPORT_AGAIN}"
             )
             return Check(name, False, detail)
         return Check(name, True, "all have their values after loading")

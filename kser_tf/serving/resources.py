@@ -105,8 +105,8 @@ def _refuse_large(tensor: Any, inside: Any) -> None:
     if size > LARGEST_CONSTANT_BYTES:
         raise ExportError(
             f"the model would put a constant of {size / 1e6:,.0f} MB into the graph, {tensor.dtype.name} of shape "
-            f"{tuple(tensor.shape)}, in {_users(inside)}. All of a SavedModel's graph has to be less than 2 GB. Keep it "
-            "in a tf.Variable(trainable=False), which is saved in a file of its own."
+            f"{tuple(tensor.shape)}, in {_users(inside)}. All of a SavedModel's graph has to be less than 2 GB. Keep "
+            "it in a tf.Variable(trainable=False), which is saved in a file of its own."
         )
 
 

@@ -101,8 +101,8 @@ class Scorer:
         except Exception as error:
             raise ExportError(
                 f"the model cannot be called with the inputs {', '.join(self.specs)}: {type(error).__name__}: {error}\n"
-                "If it takes something else (one tensor, a label beside the features), say with `preprocess` or `serve` "
-                "how it is called."
+                "If it takes something else (one tensor, a label beside the features), say with `preprocess` or "
+                "`serve` how it is called."
             ) from error
         return {name: answer.numpy() for name, answer in answers.items()}
 
