@@ -119,7 +119,9 @@ def _add_run(commands: Any) -> None:
     for command in (run_command, demo_command):
         command.add_argument("--data", metavar="FOLDER", help="what ${data} in the configuration stands for")
         command.add_argument("--work", metavar="FOLDER", help="where everything is written; default runs/<name>")
-        command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="overrides, such as train.seeds=[1]")
+        command.add_argument(
+            "--set", metavar="KEY=VALUE", action="append", default=[], help="overrides, such as train.seeds=[1]"
+        )
 
     def execute(given: argparse.Namespace) -> int:
         from kser_tf.pipelines.run import load_run_config, run

@@ -100,7 +100,10 @@ class DatasetSchema:
     def fingerprint(self) -> str:
         """SHA-256 over features and vocabularies: models trained on equal fingerprints take the same inputs."""
         return sha256_of_json(
-            {"features": [_without_nan(dataclasses.asdict(f)) for f in self.features], "vocabularies": self.vocabularies}
+            {
+                "features": [_without_nan(dataclasses.asdict(f)) for f in self.features],
+                "vocabularies": self.vocabularies,
+            }
         )
 
     def save(self, folder: str | Path) -> None:
@@ -131,7 +134,9 @@ class DatasetSchema:
         """
         folder = Path(folder)
         if not (folder / SCHEMA_FILE).is_file():
-            raise DataError(f"{folder} holds no prepared data set: {SCHEMA_FILE} is missing. Make one with `kser-tf prepare`.")
+            raise DataError(
+                f"{folder} holds no prepared data set: {SCHEMA_FILE} is missing. Make one with `kser-tf prepare`."
+            )
         content = read_json(folder / SCHEMA_FILE)
         if content.get("format_version") != FORMAT_VERSION:
             raise DataError(
@@ -142,7 +147,9 @@ class DatasetSchema:
             features=tuple(Feature(**f) for f in content["features"]),
             user_id=content["user_id"],
             item_id=content["item_id"],
-            vocabularies={name: read_json(folder / VOCABULARY_FOLDER / f"{name}.json") for name in content["vocabularies"]},
+            vocabularies={
+                name: read_json(folder / VOCABULARY_FOLDER / f"{name}.json") for name in content["vocabularies"]
+            },
             splits=content["splits"],
             protocol=content["protocol"],
         )

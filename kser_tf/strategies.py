@@ -106,7 +106,9 @@ def extractor_only(
     _require_built(model)
     chosen = [layer for layer in _layers_below(model) if isinstance(layer, _EXTRACTOR_LAYERS)]
     if not chosen:
-        raise ValueError("the model has no KnowledgeExtractor, ESFNet or AlignmentAttention: there is no extractor to train.")
+        raise ValueError(
+            "the model has no KnowledgeExtractor, ESFNet or AlignmentAttention: there is no extractor to train."
+        )
     if "embedding" in also:
         chosen += _embedding_layers(model, embedding)
     if "output" in also:
@@ -169,7 +171,9 @@ def _embedding_layers(model: Any, given: Any) -> list[Any]:
     if isinstance(getattr(model, "embedding", None), tf.keras.layers.Layer):
         found = [model.embedding]
     if not found:
-        raise ValueError("no embedding layer was found in the model. Name it: extractor_only(model, embedding=model.<layer>).")
+        raise ValueError(
+            "no embedding layer was found in the model. Name it: extractor_only(model, embedding=model.<layer>)."
+        )
     return found
 
 
@@ -178,7 +182,9 @@ def _output_layers(model: Any, given: Any) -> list[Any]:
         return _listed(given)
     found = getattr(model, "output_layer", None)
     if not isinstance(found, tf.keras.layers.Layer):
-        raise ValueError("the model has no attribute `output_layer`. Name it: extractor_only(model, output=model.<layer>).")
+        raise ValueError(
+            "the model has no attribute `output_layer`. Name it: extractor_only(model, output=model.<layer>)."
+        )
     return [found]
 
 

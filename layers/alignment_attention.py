@@ -122,6 +122,10 @@ class AlignmentAttention(ShapedLayer):
         if weights is not None:
             weights = tf.cast(with_shape("weights", weights, self._shape[:-1]), chunks.dtype)
             weights = tf.where(mask, weights, tf.zeros_like(weights))
+        return self.align_checked(query, chunks, mask, weights)
+
+    def align_checked(self, query: Any, chunks: Any, mask: Any, weights: Any = None) -> Any:
+        """Does the call's work on chunks that `checked_chunks` returned: for layers that check them once for all."""
         query = tf.cast(with_shape("query", query, (None, self._width_r)), chunks.dtype)
         fields, per_field, width = self._shape
         count, queries = fields * per_field, query.shape[1] or tf.shape(query)[1]

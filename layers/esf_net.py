@@ -195,15 +195,17 @@ class ESFNet(ShapedLayer):
             ValueError: As the call, or the layer is not built.
         """
         self._require_built("weigh")
-        return self._weights(*checked_chunks(chunks, mask, self._shape, self.compute_dtype), context, statistics)
+        return self.weights_of_checked(
+            *checked_chunks(chunks, mask, self._shape, self.compute_dtype), context, statistics
+        )
 
     def call(self, chunks: Any, mask: Any = None, context: Any = None, statistics: Any = None) -> tuple[Any, Any]:
         chunks, mask = checked_chunks(chunks, mask, self._shape, self.compute_dtype)
-        weights = self._weights(chunks, mask, context, statistics)
+        weights = self.weights_of_checked(chunks, mask, context, statistics)
         return chunks * weights[..., None], weights
 
-    def _weights(self, chunks: Any, mask: Any, context: Any, statistics: Any) -> Any:
-        """The weights of chunks that `checked_chunks` returned."""
+    def weights_of_checked(self, chunks: Any, mask: Any, context: Any, statistics: Any) -> Any:
+        """Returns the weights of chunks that `checked_chunks` returned: for layers that check them once for all."""
         fields, per_field, _ = self._shape
         hidden = tf.cast(self._bias, chunks.dtype)
         if self._chunk_kernel is not None:
@@ -216,9 +218,9 @@ class ESFNet(ShapedLayer):
                     with_shape("statistics", statistics, (fields, per_field, _STATISTICS)), chunks.dtype
                 )
                 statistics = tf.where(mask[..., None], statistics, tf.zeros_like(statistics))
-            hidden = hidden + self._projected(
-                tf.gather(statistics, self._used_statistics, axis=-1), self._statistics_kernel
-            )
+            if len(self._used_statistics) < _STATISTICS:
+                statistics = tf.gather(statistics, self._used_statistics, axis=-1)
+            hidden = hidden + self._projected(statistics, self._statistics_kernel)
         if self._context_kernel is not None:
             hidden = hidden + self._projected_context(context, self._context_kernel, chunks.dtype)
         elif context is not None and "context" in self.sees:

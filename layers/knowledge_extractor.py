@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kser_tf.layers.alignment_attention import AlignmentAttention
 from kser_tf.layers.esf_net import SIGHTS, ESFNet
-from kser_tf.layers.shaped_layer import ShapedLayer
+from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks
 
 
 @tf.keras.utils.register_keras_serializable("kser_tf")
@@ -112,6 +112,7 @@ class KnowledgeExtractor(ShapedLayer):
         ):
             with tf.name_scope(layer.name):
                 layer.build(**shapes)
+        self._shape = tuple(chunks_shape)[1:]
         self._remember_shapes(query=query_shape, chunks=chunks_shape, context=context_shape)
 
     def call(
@@ -123,9 +124,19 @@ class KnowledgeExtractor(ShapedLayer):
         statistics: Any = None,
         return_weights: bool = False,
     ) -> Any:
-        weights = self.weigh(query, chunks, mask, context, statistics)
-        aligned = self.alignment(query, chunks, mask=mask, weights=weights)
+        chunks, mask = checked_chunks(chunks, mask, self._shape, self.compute_dtype)
+        aligned, weights = self.extract_checked(query, chunks, mask, context, statistics)
         return (aligned, weights) if return_weights else aligned
+
+    def extract_checked(
+        self, query: Any, chunks: Any, mask: Any, context: Any = None, statistics: Any = None
+    ) -> tuple[Any, Any]:
+        """Does the call's work on chunks that are zero where masked, as `KnowledgeLookup` gives them, sparing a pass over them.
+
+        The layer must be built. Returns the aligned vectors and the chunk weights.
+        """
+        weights = self.esf_net.weights_of_checked(chunks, mask, self._context(query, context), statistics)
+        return self.alignment.align_checked(query, chunks, mask, weights), weights
 
     def weigh(self, query: Any, chunks: Any, mask: Any = None, context: Any = None, statistics: Any = None) -> Any:
         """Returns the chunk weights, `(batch, fields, chunks)`, for a look and for a plot.
@@ -136,9 +147,10 @@ class KnowledgeExtractor(ShapedLayer):
             ValueError: As the call, or the layer is not built.
         """
         self._require_built("weigh")
-        if context is None:
-            context = tf.reduce_mean(tf.cast(query, self.compute_dtype), axis=1)
-        return self.esf_net.weigh(chunks, mask, context, statistics)
+        return self.esf_net.weigh(chunks, mask, self._context(query, context), statistics)
+
+    def _context(self, query: Any, context: Any) -> Any:
+        return tf.reduce_mean(tf.cast(query, self.compute_dtype), axis=1) if context is None else context
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

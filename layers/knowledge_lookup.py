@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kser_tf.layers.mapped_tensor import mapped_tensor
+from kser_tf.layers.row_numbers import RowNumbers
 
 UNKNOWN_ROW = -1
 
@@ -121,9 +122,8 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         return self.lookup_rows(self.rows(ids))
 
     def _without_store(self, ids: Any) -> tuple[Any, Any]:
-        chunks = tf.zeros(self.shape, self.compute_dtype)
-        mask = tf.zeros(self.shape[:-1], tf.bool)
-        return tuple(tf.broadcast_to(part, tf.concat([tf.shape(ids), part.shape], 0)) for part in (chunks, mask))
+        chunks = tf.zeros(tf.concat([tf.shape(ids), self.shape], 0), self.compute_dtype)
+        return chunks, tf.zeros(tf.shape(chunks)[:-1], tf.bool)
 
     def _connected(self) -> KnowledgeTables:
         if self._current.value is None:
@@ -193,10 +193,12 @@ class KnowledgeTables(tf.Module):
         """Returns the int32 row of each id, -1 for unknown ones."""
         if isinstance(ids, tf.RaggedTensor | tf.SparseTensor):
             raise ValueError(
-                f"ids must be a dense tensor, Received: {type(ids).__name__}. Pad them with an id that the store does "
+                f"ids must be a dense tensor. Received: {type(ids).__name__}. Pad them with an id that the store does "
                 "not hold: `ids.to_tensor(-1)`, or `ids.to_tensor('')`."
             )
         ids = tf.convert_to_tensor(ids)
+        if not len(self._ids):  # TensorFlow has no empty look-up tables
+            return tf.fill(tf.shape(ids), UNKNOWN_ROW)
         if not (ids.dtype.is_integer if self._id_dtype == tf.int64 else ids.dtype == tf.string):
             other = "string" if self._id_dtype == tf.int64 else "integer"
             raise ValueError(
@@ -207,7 +209,10 @@ class KnowledgeTables(tf.Module):
             with tf.init_scope():
                 is_text = self._id_dtype == tf.string
                 keys = tf.constant(self._ids.astype(object if is_text else np.int64), self._id_dtype)
-                initializer = tf.lookup.KeyValueTensorInitializer(keys, tf.range(len(self._ids), dtype=tf.int64))
+                if self.in_variables:
+                    initializer = RowNumbers(tf.Variable(keys, trainable=False, name="ids"))
+                else:
+                    initializer = tf.lookup.KeyValueTensorInitializer(keys, tf.range(len(self._ids), dtype=tf.int64))
                 self._rows = tf.lookup.StaticHashTable(initializer, UNKNOWN_ROW)
         return tf.cast(self._rows.lookup(tf.cast(ids, self._id_dtype)), tf.int32)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 from kser_tf.errors import ConfigError, MissingExtraError
 
-# What is longer than this without an end is cut at a space: text in Thai, which does not mark the ends of sentences, and
-# lists and tables that were flattened. About three ordinary sentences.
+# What is longer than this without an end is cut at a space: text in Thai, which does not mark the ends of sentences,
+# and lists and tables that were flattened. About three ordinary sentences.
 LONGEST_SENTENCE = 300
 
 # The splitter's time grows with the square of the text's length where quotation marks stay open (a million characters:
@@ -21,7 +21,7 @@ _SPLITTER_WINDOW = 4000
 _LINE_BREAK = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 _WHITE_SPACE = re.compile(r"\s+")
 # A place to cut a sentence without an end: behind a space, or behind a comma, semicolon or colon of any script.
-_GOOD_CUT = re.compile(r"\s+|[,;:،؛、，；：՝፣፤፥]+\s*")
+_GOOD_CUT = re.compile(r"\s+|[,;:،؛、，；：՝፣፤፥]+\s*")  # noqa: RUF001 (commas of several scripts)
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
 
 
@@ -31,18 +31,18 @@ def clean_text(text: str) -> str:
     Texts of nothing but white space, control characters and invisible marks have nothing to read. Halves of surrogate
     pairs, which are not text, become U+FFFD.
     """
+    text = _whole_characters(text)
     if not any(character.isprintable() and not character.isspace() for character in text):
         return ""
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return _WHITE_SPACE.sub(" ", text).strip()
 
 
 def split_sentences(text: str, *, language: str = "en") -> list[str]:
     """Splits a text into sentences.
 
-    The ends of sentences are found in any script (`.` `!` `?`, `。` `！` `？`, danda, `؟`, `።` and so on), also where no
-    space follows; line breaks and list items end a sentence too. Abbreviations are those of `language`. What is longer
-    than 300 characters without an end is cut at a space, or where there is none, between two characters.
+    The ends of sentences are found in any script (`.` `!` `?`, `。` `！` `？`, danda, `؟`, `።` ...); line breaks and
+    list items end a sentence too. Abbreviations are those of `language`. What is longer than 300 characters without an
+    end is cut at a space or comma, or where there is none, between two characters.
 
     Args:
         text: The text.
@@ -55,14 +55,15 @@ def split_sentences(text: str, *, language: str = "en") -> list[str]:
     Raises:
         MissingExtraError: The package sentencex is not installed.
     """
+    text = _whole_characters(text)
     return [text[start:end] for start, end in _sentence_spans(text, language)]
 
 
 def split_into_passages(text: str, most: int, *, language: str = "en") -> list[str]:
     """Divides a text into at most `most` passages of consecutive sentences, the longest as short as can be.
 
-    Of all such divisions it is one with the fewest passages, and these are as equal in length as one walk along the text
-    can make them. Equal texts give equal passages.
+    Of all such divisions it is one with the fewest passages, each of them as near to an equal share of what is left as
+    that allows. Equal texts give equal passages.
 
     Args:
         text: The text.
@@ -81,6 +82,7 @@ def split_into_passages(text: str, most: int, *, language: str = "en") -> list[s
     """
     if most < 1:
         raise ConfigError(f"the number of passages must be at least 1. Received: {most}")
+    text = _whole_characters(text)
     spans = list(_sentence_spans(text, language))
     cuts = _balance([end - start for start, end in spans], most)
     passages = [text[spans[first][0] : spans[behind - 1][1]] for first, behind in cuts]
@@ -93,15 +95,18 @@ def check_language(language: str) -> None:
         raise ConfigError(f"`language` must be an ISO 639 code, such as en, de or ja. Received: {language!r}")
 
 
+def _whole_characters(text: str) -> str:
+    """Returns a text without halves of surrogate pairs, which neither sentence splitters nor tokenizers take."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _sentence_spans(text: str, language: str) -> Iterator[tuple[int, int]]:
     """Where each sentence begins and ends in `text`, without white space around it."""
     segment = _sentence_splitter()
     for line_start, line_end in _between(_LINE_BREAK, text):
         for window_start, window_end in _windows(text, line_start, line_end, _SPLITTER_WINDOW):
-            # Halves of surrogate pairs would stop the splitter; one character for another keeps the places.
-            window = text[window_start:window_end].encode("utf-8", "replace").decode("utf-8")
             start = window_start
-            for sentence in segment(language, window):
+            for sentence in segment(language, text[window_start:window_end]):
                 end = start + len(sentence)
                 for piece_start, piece_end in _windows(text, start, end, LONGEST_SENTENCE):
                     piece = text[piece_start:piece_end]

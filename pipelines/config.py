@@ -118,7 +118,14 @@ def _known_keys(cls: Any, location: Sequence[Any]) -> list[str]:
             else:
                 following.append(candidate)
         candidates = following or candidates
-    return sorted({f.name for candidate in candidates if dataclasses.is_dataclass(candidate) for f in dataclasses.fields(candidate)})
+    return sorted(
+        {
+            f.name
+            for candidate in candidates
+            if dataclasses.is_dataclass(candidate)
+            for f in dataclasses.fields(candidate)
+        }
+    )
 
 
 def _dataclasses_in(hint: Any) -> list[Any]:

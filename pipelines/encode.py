@@ -32,7 +32,7 @@ from kser_tf.pipelines.encoder import (
 )
 from kser_tf.pipelines.job import current_result, fingerprint_of, read_job, write_job
 from kser_tf.pipelines.passages import LONGEST_PASSAGE, Passages, read_chunk_rows, read_field_columns
-from kser_tf.pipelines.projection import Projection, SecondMoment, mean_cosine_change
+from kser_tf.pipelines.projection import Projection, SecondMoment, compare_cosines
 from kser_tf.pipelines.text_table import IdType, find_tables
 from kser_tf.store_format import VectorType
 
@@ -46,7 +46,7 @@ PROJECTION_FILE = "projection.npy"
 _PLAN_FILE = "plan.json"
 # Vectors of unique texts are gathered into the store this many bytes at a time.
 _GATHER_BYTES = 1 << 26
-# All pairs of these are enough for the third digit of a mean change, and are 4 million cosines.
+# All pairs of these, 2 million, are enough for three digits of what a projection does to the cosines.
 _COMPARED_TEXTS = 2000
 
 _log = logging.getLogger(__name__)
@@ -394,12 +394,11 @@ def _fit_projection(shards: _Shards, dimensions: int) -> Projection:
 def _measure_projection(projection: Projection, shards: _Shards) -> dict[str, Any]:
     count = min(_COMPARED_TEXTS, shards.texts)
     vectors = shards.take(np.linspace(0, shards.texts - 1, count).astype(np.int64))
-    change = mean_cosine_change(vectors, projection(vectors)) if count > 1 else None
     return {
         "file": PROJECTION_FILE,
         "dimensions": projection.matrix.shape[1],
         "explained_variance": projection.explained,
-        "mean_cosine_change": change,
+        **compare_cosines(vectors, projection(vectors)),
         "compared_texts": count,
     }
 

@@ -39,7 +39,7 @@ _BYTES_PER_TOKEN = 4
 # A batch of the shortest texts is as large as if they had this many tokens: each text has its own cost too.
 _FEWEST_TOKENS = 8
 
-# A faster backend must agree with float32 to this mean cosine, on as many texts, spread over all that are to be encoded.
+# A faster backend must agree with float32 to this mean cosine, on a sample of so many texts.
 LEAST_MEAN_COSINE = 0.995
 CHECKED_TEXTS = 96
 
@@ -89,8 +89,8 @@ class TextEncoder:
     """A model of sentence-transformers that encodes many texts, fast.
 
     Texts of similar length go through the model's own modules together, in batches of about 4,096 tokens, each on one
-    thread, as many at a time as PyTorch has threads; and `choose_backend` may turn the weights to bfloat16. With float32
-    the vectors are those of `SentenceTransformer.encode(texts, normalize_embeddings=True)`.
+    thread, as many at a time as PyTorch has threads; and `choose_backend` may turn the weights to bfloat16. In float32
+    the vectors are those of `SentenceTransformer.encode(texts, normalize_embeddings=True)`, to rounding.
 
     Args:
         name: str. A folder that holds a model, or a model's name: `all-MiniLM-L6-v2`, which is found in the package
@@ -126,16 +126,16 @@ class TextEncoder:
         sentence_transformers = _import("sentence_transformers")
         try:
             model = sentence_transformers.SentenceTransformer(self._place, device="cpu", **self._load_from)
+            self._model = model.float().eval()
+            self.backend = "float32"
+            self._prompt = model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None
+            self._longest = _longest_input(model)
+            self.width = self._encode_batch(["."])[0].shape[1]
         except Exception as error:  # whatever the model's own code and files may raise
             raise ConfigError(
-                f"`encoder`: {self.name} cannot be loaded as a sentence-transformers model: "
-                f"{type(error).__name__}: {error}"
+                f"`encoder`: {self.name} cannot be loaded as a sentence-transformers model "
+                f"({type(error).__name__}: {error}). Give a folder that holds one, or its name."
             ) from error
-        self._model = model.float().eval()
-        self.backend = "float32"
-        self._prompt = model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None
-        self._longest = _longest_input(model)
-        self.width = self._encode_batch(["."])[0].shape[1]
 
     @property
     def versions(self) -> dict[str, str]:
@@ -188,7 +188,7 @@ class TextEncoder:
         mean, lowest = float(cosines.mean()), float(cosines.min())
         if not mean >= LEAST_MEAN_COSINE:  # so written for NaN
             self._load()
-            return BackendChoice("float32", f"in bfloat16 the mean cosine to float32 is only {mean:.4f}")
+            return BackendChoice("float32", f"in bfloat16 the mean cosine to float32 is only {mean:.6f}")
         return BackendChoice(
             "bfloat16", "the processor has instructions for it", len(sample), round(mean, 6), round(lowest, 6)
         )
@@ -228,8 +228,8 @@ class TextEncoder:
         wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(wrong):
             raise DataError(
-                f"the encoder {self.name} ({self.backend}) gives NaN or infinity for {len(wrong)} of {len(texts)} texts; "
-                f"the first begins {texts[wrong[0]][:80]!r}. Choose another encoder"
+                f"the encoder {self.name} ({self.backend}) gives NaN or infinity for {len(wrong)} texts; the "
+                f"first begins {texts[wrong[0]][:80]!r}. Choose another encoder"
                 + (", or `speed: exact`." if self.backend != "float32" else ".")
             )
         return Encoded(normalised(vectors), cut)

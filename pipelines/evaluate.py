@@ -90,7 +90,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     with new_directory(config.folder, overwrite=True) as folder:
         write_json(folder / METRICS_FILE, result)
         np.save(folder / LOGITS_FILE, logits.astype(np.float32))
-        write_job(folder, job="evaluate", config=config, inputs=inputs, result=result, seconds=time.monotonic() - started)
+        write_job(
+            folder, job="evaluate", config=config, inputs=inputs, result=result, seconds=time.monotonic() - started
+        )
     return result
 
 

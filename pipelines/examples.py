@@ -81,7 +81,9 @@ class IndexedExamples:
         def batch(step: Any) -> Any:
             epoch, number = step // count, step % count
             places = tf.range(number * batch_size, tf.minimum((number + 1) * batch_size, rows))
-            places = tf.random.experimental.index_shuffle(places, seed=tf.stack([tf.cast(seed, tf.int64), epoch]), max_index=rows - 1)
+            places = tf.random.experimental.index_shuffle(
+                places, seed=tf.stack([tf.cast(seed, tf.int64), epoch]), max_index=rows - 1
+            )
             return {name: tf.gather(tensor, places) for name, tensor in self.tensors.items()}, tf.gather(labels, places)
 
         steps = tf.data.Dataset.range(first_epoch * count, epochs * count)
@@ -100,7 +102,9 @@ class IndexedExamples:
         for feature in self.schema.features:
             files[feature.name] = self._folder / f"{feature.name}.npy"
             if feature.entity in stores:
-                files[rows_name(feature.name)] = self._folder / f"{feature.name}.{stores[feature.entity].fingerprint[:16]}.npy"
+                files[rows_name(feature.name)] = (
+                    self._folder / f"{feature.name}.{stores[feature.entity].fingerprint[:16]}.npy"
+                )
         missing = {name: path for name, path in files.items() if not path.is_file()}
         if missing:
             features = [f for f in self.schema.features if f.name in missing or rows_name(f.name) in missing]

@@ -54,6 +54,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
     model = load_model(config.model)
     examples = next(raw_features(Path(config.prepared) / "test.parquet", model.schema.features, config.examples))
     metadata = {"schema": model.schema.fingerprint, "model": inputs["model"]}
-    result = kser_tf.export(model, config.output, version=config.version, examples=examples, metadata=metadata).as_dict()
-    write_job(config.output, job="export", config=config, inputs=inputs, result=result, seconds=time.monotonic() - started)
+    result = kser_tf.export(
+        model, config.output, version=config.version, examples=examples, metadata=metadata
+    ).as_dict()
+    write_job(
+        config.output, job="export", config=config, inputs=inputs, result=result, seconds=time.monotonic() - started
+    )
     return result

@@ -53,7 +53,7 @@ class Passages:
         """SHA-256 of the texts and of whose they are."""
         digest = hashlib.sha256(self.texts_hash.encode())
         digest.update(json.dumps([self.fields, self.places.shape, self.ids.tolist()]).encode())
-        digest.update(np.ascontiguousarray(self.places))
+        digest.update(self.places.tobytes())
         return digest.hexdigest()
 
 
@@ -200,8 +200,8 @@ class _Collector:
             at = chunk.argmax()
             raise DataError(
                 f"{self.id_places[entity[at]][0]}: the id {ids[entity[at]]!r} has {most} chunks of the field "
-                f"{fields[field[at]]!r}, but `chunks_per_field` is {chunks_per_field}. Raise it, leave it out, or remove "
-                "chunks."
+                f"{fields[field[at]]!r}, but `chunks_per_field` is {chunks_per_field}. Raise it, leave it out, or "
+                "remove chunks."
             )
         places = np.full((len(ids), len(fields), chunks_per_field), -1, dtype=np.int32)
         places[entity, field, chunk] = text

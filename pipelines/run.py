@@ -48,7 +48,9 @@ class TrainMatrix:
 
     def __post_init__(self) -> None:
         if "extractor_only" in self.variants and "base" not in self.variants:
-            raise ConfigError("`train.variants` has extractor_only, which starts from a trained base, but not base. Add it.")
+            raise ConfigError(
+                "`train.variants` has extractor_only, which starts from a trained base, but not base. Add it."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,23 @@ class ServeChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NameTable:
+    """Where the names of entities are, for the report's examples.
+
+    Args:
+        table: Parquet or CSV file.
+        id_column: The column that holds the ids.
+        name_column: The column that holds the names.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    table: str
+    id_column: str
+    name_column: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything from data to served model and report.
 
@@ -84,6 +103,7 @@ class RunConfig:
         encode: For each kind of entity keys of `EncodeConfig`.
         train: Which models are trained, and how.
         serve: Which of them is exported and checked.
+        names: For each kind of entity where its names are, for the report. Defaults to none: ids are shown.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -97,6 +117,7 @@ class RunConfig:
     simulate: dict[str, Any] | None = None
     train: TrainMatrix = field(default_factory=TrainMatrix)
     serve: ServeChoice = field(default_factory=ServeChoice)
+    names: dict[str, NameTable] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -159,7 +180,9 @@ def run(config: RunConfig) -> int:
     steps = Steps()
     if config.simulate is not None:
         settings = {"output": str(work / _SIMULATED), **config.simulate}
-        steps.do(simulate.simulate, from_mapping(simulate.SimulateConfig, settings, source="simulate"), work / _SIMULATED)
+        steps.do(
+            simulate.simulate, from_mapping(simulate.SimulateConfig, settings, source="simulate"), work / _SIMULATED
+        )
 
     settings = {"output": str(work / _PREPARED), **config.prepare}
     steps.do(prepare.prepare, from_mapping(prepare.PrepareConfig, settings, source="prepare"), work / _PREPARED)
@@ -168,7 +191,9 @@ def run(config: RunConfig) -> int:
     encode_configs = {}
     for entity, given in config.encode.items():
         stores[entity] = str(work / "stores" / entity)
-        encode_configs[entity] = from_mapping(encode.EncodeConfig, {"output": stores[entity], **given}, source=f"encode.{entity}")
+        encode_configs[entity] = from_mapping(
+            encode.EncodeConfig, {"output": stores[entity], **given}, source=f"encode.{entity}"
+        )
         steps.do(encode.encode, encode_configs[entity], Path(stores[entity]))
 
     models = []
@@ -193,11 +218,13 @@ def run(config: RunConfig) -> int:
     checked = check(exported["path"])
     steps.note("check", time.monotonic() - checking)
 
-    report = build_report(config, models, served, encode_configs, work / _PREPARED, work / _SIMULATED)
+    report = build_report(config, models, served, encode_configs, work / _PREPARED)
     report |= {"export": exported, "check": checked.as_dict(), "steps": steps.done}
     page = write_report(work / "report", report)
     print(text_summary(report))
-    print(f"\nReport: {page}\nServed model: {exported['path']} ({'accepted' if checked.ok else 'REFUSED'} by the check)")
+    print(
+        f"\nReport: {page}\nServed model: {exported['path']} ({'accepted' if checked.ok else 'REFUSED'} by the check)"
+    )
     return 0 if checked.ok else 1
 
 
@@ -206,8 +233,15 @@ def train_config(config: RunConfig, stores: dict[str, str], backbone: str, varia
     from kser_tf.pipelines.train import TrainConfig
 
     models = config.folder / "models" / backbone
-    values: dict[str, Any] = {"prepared": str(config.folder / _PREPARED), "output": str(models / variant / f"seed-{seed}")}
-    for settings in (config.train.settings, config.train.by_backbone.get(backbone, {}), config.train.by_variant.get(variant, {})):  # type: ignore[call-overload]
+    values: dict[str, Any] = {
+        "prepared": str(config.folder / _PREPARED),
+        "output": str(models / variant / f"seed-{seed}"),
+    }
+    for settings in (
+        config.train.settings,
+        config.train.by_backbone.get(backbone, {}),
+        config.train.by_variant.get(variant, {}),
+    ):  # type: ignore[call-overload]
         model = {**values.get("model", {}), **settings.get("model", {})}
         values = {**values, **settings, "model": model}
     values["model"]["backbone"] = backbone
@@ -285,7 +319,9 @@ def _filled_in(value: Any, names: dict[str, str | None], source: str) -> Any:
     def replacement(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in names:
-            raise ConfigError(f"{source}: ${{{name}}} is not known. Known: {', '.join('${' + known + '}' for known in names)}")
+            raise ConfigError(
+                f"{source}: ${{{name}}} is not known. Known: {', '.join('${' + known + '}' for known in names)}"
+            )
         text = names[name]
         if text is None:
             raise ConfigError(f"{source}: ${{{name}}} is used, but not given. Pass --{name} FOLDER.")

@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 
-from kser_tf.files import read_json
 from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.metrics import auc, bootstrap_auc_difference, paired_difference, slice_rows
 from kser_tf.pipelines.evaluate import LOGITS_FILE
 from kser_tf.pipelines.job import read_job
 from kser_tf.schema import ITEM_IS_COLD, ITEM_TRAINING_ROWS, LABEL, USER_INTERACTIONS, DatasetSchema
 
+# Row in the store, field, position in the field.
+Place = tuple[int, int, int]
+
 BASE = "base"
+# Column of a table of chunks that says which fault was planted there; no encoder and no model sees it.
+FAULT_COLUMN = "fault"
 _EXAMPLES = 12
 _HISTOGRAM_BINS = 40
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BATCH = 4096
 
 
-def build_report(config: Any, models: Sequence[Any], served: Any, encode_configs: dict[str, Any], prepared: Path, simulated: Path) -> dict[str, Any]:
+class Chunk(NamedTuple):
+    """A chunk's text, and the fault that was planted there, if one is on record."""
+
+    text: str
+    fault: str | None
+
+
+def build_report(
+    config: Any, models: Sequence[Any], served: Any, encode_configs: dict[str, Any], prepared: Path
+) -> dict[str, Any]:
     """Returns the report's figures, but for export, check and steps.
 
     Args:
@@ -34,7 +48,6 @@ def build_report(config: Any, models: Sequence[Any], served: Any, encode_configs
         served: The one of them that is exported, and looked inside.
         encode_configs: For each kind of entity how its texts were encoded.
         prepared: Folder of the prepared data set.
-        simulated: Folder of the simulated data, where the run has any.
     """
     schema = DatasetSchema.load(prepared)
     comparisons = compare(models, prepared, schema)
@@ -45,9 +58,14 @@ def build_report(config: Any, models: Sequence[Any], served: Any, encode_configs
         "data": {
             "splits": schema.splits,
             "protocol": schema.protocol,
-            "features": [{"name": f.name, "kind": f.kind, "vocabulary": f.vocabulary, "entity": f.entity} for f in schema.features],
+            "features": [
+                {"name": f.name, "kind": f.kind, "vocabulary": f.vocabulary, "entity": f.entity}
+                for f in schema.features
+            ],
         },
-        "store": {entity: KnowledgeStore.open(c.output, verify=False).describe() for entity, c in encode_configs.items()},
+        "store": {
+            entity: KnowledgeStore.open(c.output, verify=False).describe() for entity, c in encode_configs.items()
+        },
         "runs": [_run_figures(model) for model in models],
         "comparisons": comparisons,
         "versions": job["versions"] if job else {},
@@ -56,7 +74,7 @@ def build_report(config: Any, models: Sequence[Any], served: Any, encode_configs
     }
     with_knowledge = next((m for m in [served, *models] if m.variant in ("all_parameters", "extractor_only")), None)
     if with_knowledge is not None:
-        report |= look_inside(with_knowledge, encode_configs)
+        report |= look_inside(with_knowledge, encode_configs, config.names)
     report["summary"] = summary(report)
     return report
 
@@ -69,9 +87,13 @@ def compare(models: Sequence[Any], prepared: Path, schema: DatasetSchema) -> lis
     """
     found = []
     pairs = sorted({(model.backbone, model.variant) for model in models if model.variant != BASE})
-    table = pq.read_table(prepared / "test.parquet", columns=[LABEL, schema.user_id, ITEM_IS_COLD, ITEM_TRAINING_ROWS, USER_INTERACTIONS])
+    table = pq.read_table(
+        prepared / "test.parquet", columns=[LABEL, schema.user_id, ITEM_IS_COLD, ITEM_TRAINING_ROWS, USER_INTERACTIONS]
+    )
     columns = {name: table[name].to_numpy() for name in table.column_names}
-    slices = slice_rows(columns[schema.user_id], columns[ITEM_TRAINING_ROWS], columns[ITEM_IS_COLD], columns[USER_INTERACTIONS])
+    slices = slice_rows(
+        columns[schema.user_id], columns[ITEM_TRAINING_ROWS], columns[ITEM_IS_COLD], columns[USER_INTERACTIONS]
+    )
     for backbone, variant in pairs:
         ours = {m.seed: m for m in models if (m.backbone, m.variant) == (backbone, variant)}
         bases = {m.seed: m for m in models if (m.backbone, m.variant) == (backbone, BASE)}
@@ -84,7 +106,10 @@ def compare(models: Sequence[Any], prepared: Path, schema: DatasetSchema) -> lis
                 difference = paired_difference(*values)
                 how = f"t interval over {len(seeds)} seeds"
             else:
-                logits = [np.load(by_seed[seeds[0]].folder / "evaluation-test" / LOGITS_FILE)[rows] for by_seed in (ours, bases)]
+                logits = [
+                    np.load(by_seed[seeds[0]].folder / "evaluation-test" / LOGITS_FILE)[rows]
+                    for by_seed in (ours, bases)
+                ]
                 difference = bootstrap_auc_difference(columns[LABEL][rows], *logits, columns[schema.user_id][rows])
                 how = "bootstrap over users, 1 seed"
             found.append(
@@ -102,43 +127,52 @@ def compare(models: Sequence[Any], prepared: Path, schema: DatasetSchema) -> lis
     return found
 
 
-def look_inside(model: Any, encode_configs: dict[str, Any]) -> dict[str, Any]:
+def look_inside(model: Any, encode_configs: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     """Returns what ESFNet does: its weights by field and chunk, what it filters out and keeps, planted faults.
 
     Args:
         model: A `Trained` model with knowledge.
         encode_configs: For each kind of entity how its texts were encoded; the texts are read again for the examples.
+        names: For some kinds of entities the `NameTable` of their names.
     """
     from kser_tf.models.model_folder import load_model
 
     name = f"{model.backbone}/{model.variant}/seed-{model.seed}"
     ranking_model = load_model(model.folder)
-    inside: dict[str, Any] = {"weights": {"fields": [], "chunks": [], "run": name}, "filtered": [], "kept": [], "faults": None}
+    inside: dict[str, Any] = {
+        "weights": {"fields": [], "chunks": [], "run": name},
+        "filtered": [],
+        "kept": [],
+        "faults": None,
+    }
     for entity in ranking_model.extractors:
         store = KnowledgeStore.open(encode_configs[entity].output)
         weights = chunk_weights(ranking_model, entity, len(store))
         mask = np.asarray(store.mask)
         inside["weights"]["fields"] += _field_figures(entity, store, weights, mask)
         inside["weights"]["chunks"] += _position_figures(entity, store, weights, mask)
-        texts = _texts(encode_configs[entity], store)
-        for key, best_first in (("kept", True), ("filtered", False)):
-            inside[key] += _examples(entity, store, weights, mask, texts, best_first=best_first)
+        texts = chunk_texts(encode_configs[entity], store)
+        named = _names(names.get(entity), store)
+        for key, heaviest in (("kept", True), ("filtered", False)):
+            inside[key] += _examples(entity, store, weights, mask, texts, named, heaviest=heaviest)
         faults = fault_figures(weights, mask, texts)
         if faults is not None:
-            inside["faults"] = {**faults, "run": name}
+            inside["faults"] = {**faults, "run": name, "entity": entity}
     return inside
 
 
 def chunk_weights(model: Any, entity: str, rows: int) -> np.ndarray:
     """Returns ESFNet's weights for all entities of a store, float32 `(rows, fields, chunks)`."""
     found = [
-        model.embedding.entity_embeddings(entity, np.arange(start, min(start + _BATCH, rows), dtype=np.int32))[1].numpy()
+        model.embedding.entity_embeddings(entity, np.arange(start, min(start + _BATCH, rows), dtype=np.int32))[
+            1
+        ].numpy()
         for start in range(0, rows, _BATCH)
     ]
     return np.concatenate(found) if found else np.zeros((0, 0, 0), np.float32)
 
 
-def fault_figures(weights: np.ndarray, mask: np.ndarray, texts: dict[tuple[int, int, int], dict[str, Any]]) -> dict[str, Any] | None:
+def fault_figures(weights: np.ndarray, mask: np.ndarray, texts: Mapping[Place, Chunk]) -> dict[str, Any] | None:
     """Returns how well the weights tell good chunks from planted faults, or `None` where no fault is on record.
 
     The AUC is the probability that a good chunk weighs more than a faulty one, ties counting half.
@@ -146,7 +180,7 @@ def fault_figures(weights: np.ndarray, mask: np.ndarray, texts: dict[tuple[int, 
     kinds: dict[str, list[float]] = {}
     for place, chunk in texts.items():
         if mask[place]:
-            kinds.setdefault(chunk["fault"] or "", []).append(float(weights[place]))
+            kinds.setdefault(chunk.fault or "", []).append(float(weights[place]))
     good = kinds.pop("", [])
     if not good or not kinds:
         return None
@@ -169,7 +203,7 @@ def summary(report: dict[str, Any]) -> list[str]:
     """Returns the report's first sentences, made from its figures."""
     lines = []
     for comparison in report["comparisons"]:
-        if comparison["slice"] in ("all", "cold") and comparison["difference"] is not None:
+        if comparison["slice"] in ("all", "cold") and None not in (comparison["difference"], comparison["low"]):
             where = "all test rows" if comparison["slice"] == "all" else "cold items"
             lines.append(
                 f"{comparison['backbone']}, {comparison['variant']} against {comparison['against']}, {where}: "
@@ -228,13 +262,93 @@ def _field_figures(entity: str, store: KnowledgeStore, weights: np.ndarray, mask
     return figures
 
 
-def _position_figures(entity: str, store: KnowledgeStore, weights: np.ndarray, mask: np.ndarray) -> list[dict[str, Any]]:
+def _position_figures(
+    entity: str, store: KnowledgeStore, weights: np.ndarray, mask: np.ndarray
+) -> list[dict[str, Any]]:
     figures = []
     for i, field in enumerate(store.fields):
         for position in range(mask.shape[2]):
             values = weights[:, i, position][mask[:, i, position]]
             if len(values):
                 figures.append(
-                    {"entity": entity, "field": field, "position": position, "mean": float(values.mean()), "count": len(values)}
+                    {
+                        "entity": entity,
+                        "field": field,
+                        "position": position,
+                        "mean": float(values.mean()),
+                        "count": len(values),
+                    }
                 )
     return figures
+
+
+def chunk_texts(config: Any, store: KnowledgeStore) -> dict[Place, Chunk]:
+    """Returns the text of every chunk of a store, read again from the table that it was encoded from."""
+    from kser_tf.pipelines.encode import read_passages
+
+    passages = read_passages(config)
+    rows, faults = store.rows(passages.ids), _faults(config, store)
+    found = {}
+    for entity, field, position in np.argwhere(passages.places >= 0).tolist():
+        place = (int(rows[entity]), field, position)
+        found[place] = Chunk(passages.texts[passages.places[entity, field, position]], faults.get(place))
+    return found
+
+
+def _faults(config: Any, store: KnowledgeStore) -> dict[Place, str]:
+    """The planted faults that a table of one row a chunk has on record."""
+    table = Path(config.table)
+    if config.text_column is None or table.suffix != ".parquet" or FAULT_COLUMN not in pq.read_schema(table).names:
+        return {}
+    frame = pq.read_table(table, columns=[config.id_column, config.field_column, FAULT_COLUMN]).to_pandas()
+    rows = store.rows(frame[config.id_column].to_numpy())
+    fields = frame[config.field_column].map({field: i for i, field in enumerate(store.fields)}).to_numpy()
+    positions = frame.groupby([config.id_column, config.field_column]).cumcount().to_numpy()
+    return {
+        (int(row), int(field), int(position)): fault
+        for row, field, position, fault in zip(rows, fields, positions, frame[FAULT_COLUMN], strict=True)
+        if fault
+    }
+
+
+def _names(table: Any, store: KnowledgeStore) -> dict[int, str]:
+    """The names of a store's entities, by row."""
+    if table is None:
+        return {}
+    path = Path(table.table)
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    rows = store.rows(frame[table.id_column].to_numpy())
+    return {int(row): str(name) for row, name in zip(rows, frame[table.name_column], strict=True) if row >= 0}
+
+
+def _examples(
+    entity: str,
+    store: KnowledgeStore,
+    weights: np.ndarray,
+    mask: np.ndarray,
+    texts: Mapping[Place, Chunk],
+    names: Mapping[int, str],
+    *,
+    heaviest: bool,
+) -> list[dict[str, Any]]:
+    """The chunks with the largest or the smallest weights, at most one an entity."""
+    order = np.argsort(np.where(mask, weights, np.nan), axis=None)[: int(mask.sum())]
+    chosen: dict[int, dict[str, Any]] = {}
+    for place in zip(
+        *(axis.tolist() for axis in np.unravel_index(order[::-1] if heaviest else order, mask.shape)), strict=True
+    ):
+        row, field, position = place
+        if len(chosen) == _EXAMPLES:
+            break
+        if row not in chosen and place in texts:
+            chosen[row] = {
+                "entity": entity,
+                "id": str(store.ids[row]),
+                "name": names.get(row, str(store.ids[row])),
+                "field": store.fields[field],
+                "position": position,
+                "weight": float(weights[place]),
+                "text": texts[place].text,
+                "fault": texts[place].fault,
+            }
+    return list(chosen.values())

@@ -126,8 +126,8 @@ def check_id(value: Any, row: Row, column: str) -> None:
         raise DataError(f"{row}: `{column}`, the id, is missing. Give each row an id, or leave the row out.")
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise DataError(
-            f"{row}: `{column}`, the id, is {_shown(value)}, a {type(value).__name__}; expected an integer or a string. "
-            "Convert the column."
+            f"{row}: `{column}`, the id, is {_shown(value)}, a {type(value).__name__}; expected an integer or a "
+            "string. Convert the column."
         )
 
 
@@ -181,8 +181,8 @@ def check_unique(ids: np.ndarray, places: Sequence[Place], column: str) -> None:
         ]
         more = f", and {len(repeated) - _NAMED_IDS} more" if len(repeated) > _NAMED_IDS else ""
         raise DataError(
-            f"`{column}` must hold each id once; more than once are {', '.join(named)}{more}. Remove the repeated rows, "
-            "or give a table of one row a chunk (`field_column` and `text_column`)."
+            f"`{column}` must hold each id once; more than once are {', '.join(named)}{more}. Remove the repeated "
+            "rows, or give a table of one row a chunk (`field_column` and `text_column`)."
         )
 
 

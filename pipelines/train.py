@@ -67,11 +67,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.strategy == "base" and self.stores:
-            raise ConfigError("strategy base uses no knowledge, but `stores` is given. Leave it out, or choose another strategy.")
+            raise ConfigError(
+                "strategy base uses no knowledge, but `stores` is given. Leave it out, or choose another strategy."
+            )
         if self.strategy != "base" and not self.stores:
             raise ConfigError(f"strategy {self.strategy} needs `stores`, for each kind of entity its knowledge store.")
         if (self.strategy == "extractor_only") != (self.base is not None):
-            raise ConfigError("`base`, the folder of a trained base model, goes with strategy extractor_only, and only with it.")
+            raise ConfigError(
+                "`base`, the folder of a trained base model, goes with strategy extractor_only, and only with it."
+            )
         for name in ("batch_size", "epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` must be at least 1. Received: {getattr(self, name)}")
@@ -185,7 +189,9 @@ def _forget_other_run(output: Path, fingerprint: str) -> None:
     plan = output / _PLAN_FILE
     if output.exists() and not (plan.is_file() and plan.read_text() == fingerprint):
         if any(output.iterdir()) and not plan.is_file():
-            raise ConfigError(f"{output} is not the folder of a training run, and is not overwritten. Choose another `output`.")
+            raise ConfigError(
+                f"{output} is not the folder of a training run, and is not overwritten. Choose another `output`."
+            )
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
     plan.write_text(fingerprint)
@@ -197,7 +203,9 @@ def _curve(output: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [{key: float(value) for key, value in row.items() if value not in ("", None)} for row in csv.DictReader(file)]
+        return [
+            {key: float(value) for key, value in row.items() if value not in ("", None)} for row in csv.DictReader(file)
+        ]
 
 
 def _out_of_patience(curve: list[dict[str, float]], patience: int) -> bool:

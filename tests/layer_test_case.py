@@ -22,7 +22,7 @@ def run_layer_test(
     inputs: Mapping[str, np.ndarray],
     *,
     output_shapes: list[tuple[int, ...]],
-    weight_shapes: dict[str, tuple[int, ...]],
+    weight_shapes: list[tuple[str, tuple[int, ...]]],
     tmp_path: Path,
     frozen: tuple[str, ...] = (),
 ) -> None:
@@ -36,7 +36,7 @@ def run_layer_test(
         arguments: Of its `__init__`.
         inputs: Of its call, by name, the first one first. The first dimension is the batch.
         output_shapes: Without the batch, one an output.
-        weight_shapes: By the weights' names.
+        weight_shapes: The name (its last part) and shape of each weight, in any order.
         tmp_path: A folder of the test's own.
         frozen: Names of those weights that are not trained.
     """
@@ -72,7 +72,7 @@ def randomise(layer: Any, seed: int = 0) -> None:
 
 def weights_by_name(layer: Any) -> dict[str, Any]:
     """The variables of a layer by the last part of their names, which both Kerases have in common."""
-    return {weight.name.split("/")[-1].split(":")[0]: weight for weight in layer.weights}
+    return {_last_name(weight): weight for weight in layer.weights}
 
 
 def trainable_variables(layer: Any) -> list[tf.Variable]:
@@ -105,6 +105,10 @@ def assert_all_close(actual: list[Any], expected: list[np.ndarray], atol: float 
         np.testing.assert_allclose(tf.cast(one, tf.float32).numpy(), other, atol=atol, rtol=atol)
 
 
+def _last_name(weight: Any) -> str:
+    return weight.name.split("/")[-1].split(":")[0]
+
+
 def _dtype(value: Any) -> Any:
     return tf.as_dtype(value.dtype)
 
@@ -131,16 +135,14 @@ def _check_build_and_eager_call(
     layer: Any,
     inputs: Mapping[str, np.ndarray],
     output_shapes: list[tuple[int, ...]],
-    weight_shapes: dict[str, tuple[int, ...]],
+    weight_shapes: list[tuple[str, tuple[int, ...]]],
     frozen: tuple[str, ...],
 ) -> list[np.ndarray]:
     assert not layer.built
     call(layer, inputs)
     assert layer.built
-    assert {name: tuple(weight.shape) for name, weight in weights_by_name(layer).items()} == weight_shapes
-    assert len(layer.weights) == len(weight_shapes)
-    assert len(layer.trainable_weights) == len(weight_shapes) - len(frozen)
-    assert {name for name, weight in weights_by_name(layer).items() if not weight.trainable} == set(frozen)
+    assert sorted((_last_name(weight), tuple(weight.shape)) for weight in layer.weights) == sorted(weight_shapes)
+    assert sorted(_last_name(weight) for weight in layer.non_trainable_weights) == sorted(frozen)
     randomise(layer)
     outputs = call(layer, inputs)
     batch = len(next(iter(inputs.values())))

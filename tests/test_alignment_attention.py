@@ -53,11 +53,11 @@ def test_layer(inputs: dict[str, np.ndarray], rng: np.random.Generator, tmp_path
         },
         {**inputs, "weights": rng.uniform(0, 2, inputs["mask"].shape).astype("float32")},
         output_shapes=[(QUERIES, WIDTH_R)],
-        weight_shapes={
-            "query_kernel": (WIDTH_R, HEADS * WIDTH),
-            "output_kernel": (HEADS * WIDTH, WIDTH_R),
-            "field_bias": (HEADS, FIELDS),
-        },
+        weight_shapes=[
+            ("query_kernel", (WIDTH_R, HEADS * WIDTH)),
+            ("output_kernel", (HEADS * WIDTH, WIDTH_R)),
+            ("field_bias", (HEADS, FIELDS)),
+        ],
         tmp_path=tmp_path,
     )
 

@@ -44,10 +44,6 @@ def random_extractor(inputs: dict[str, np.ndarray], **arguments: Any) -> Knowled
     return layer
 
 
-class WithWeights(KnowledgeExtractor):
-    """An extractor whose call returns the weights too, for what calls it with tensors alone."""
-
-
 def test_layer(inputs: dict[str, np.ndarray], tmp_path: Path) -> None:
     run_layer_test(
         KnowledgeExtractor,
@@ -62,17 +58,18 @@ def test_layer(inputs: dict[str, np.ndarray], tmp_path: Path) -> None:
         },
         inputs,
         output_shapes=[(QUERIES, WIDTH_R)],
-        weight_shapes={
-            "chunk_kernel": (WIDTH, UNITS),
-            "statistics_kernel": (2, UNITS),
-            "context_kernel": (WIDTH_R, UNITS),
-            "bias": (UNITS,),
-            "score_kernel": (UNITS, 1),
-            "field_bias": (HEADS, FIELDS),
-            "catalogue_mean": (WIDTH,),
-            "query_kernel": (WIDTH_R, HEADS * WIDTH),
-            "output_kernel": (HEADS * WIDTH, WIDTH_R),
-        },
+        weight_shapes=[
+            ("chunk_kernel", (WIDTH, UNITS)),
+            ("statistics_kernel", (2, UNITS)),
+            ("context_kernel", (WIDTH_R, UNITS)),
+            ("bias", (UNITS,)),
+            ("score_kernel", (UNITS, 1)),
+            ("field_bias", (FIELDS, 1)),
+            ("field_bias", (HEADS, FIELDS)),
+            ("catalogue_mean", (WIDTH,)),
+            ("query_kernel", (WIDTH_R, HEADS * WIDTH)),
+            ("output_kernel", (HEADS * WIDTH, WIDTH_R)),
+        ],
         frozen=("catalogue_mean",),
         tmp_path=tmp_path,
     )
@@ -90,17 +87,142 @@ def test_layer_with_context_and_statistics(
             "statistics": rng.uniform(-1, 1, (BATCH, FIELDS, CHUNKS, 3)).astype("float32"),
         },
         output_shapes=[(QUERIES, WIDTH_R)],
-        weight_shapes={
-            "chunk_kernel": (WIDTH, UNITS),
-            "statistics_kernel": (3, UNITS),
-            "context_kernel": (7, UNITS),
-            "bias": (UNITS,),
-            "score_kernel": (UNITS, 1),
-            "field_bias": (1, FIELDS),
-            "catalogue_mean": (WIDTH,),
-            "query_kernel": (WIDTH_R, WIDTH),
-            "output_kernel": (WIDTH, WIDTH_R),
-        },
+        weight_shapes=[
+            ("chunk_kernel", (WIDTH, UNITS)),
+            ("statistics_kernel", (3, UNITS)),
+            ("context_kernel", (7, UNITS)),
+            ("bias", (UNITS,)),
+            ("score_kernel", (UNITS, 1)),
+            ("field_bias", (FIELDS, 1)),
+            ("field_bias", (1, FIELDS)),
+            ("catalogue_mean", (WIDTH,)),
+            ("query_kernel", (WIDTH_R, WIDTH)),
+            ("output_kernel", (WIDTH, WIDTH_R)),
+        ],
         frozen=("catalogue_mean",),
         tmp_path=tmp_path,
     )
+
+
+@pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate["gate"])
+def test_is_the_two_layers_one_after_the_other(
+    gate: dict[str, Any], inputs: dict[str, np.ndarray], rng: np.random.Generator
+) -> None:
+    context = rng.normal(size=(BATCH, 7)).astype("float32")
+    extractor = KnowledgeExtractor(HEADS, UNITS, **gate, output_initializer="glorot_uniform")
+    called(extractor, inputs, context=context)
+    randomise(extractor)
+    esf_net, alignment = ESFNet(UNITS, **gate), AlignmentAttention(HEADS)
+    weighted, weights = esf_net(inputs["chunks"], mask=inputs["mask"], context=context)
+    alignment(inputs["query"], weighted, mask=inputs["mask"])
+    esf_net.set_weights(extractor.esf_net.get_weights())
+    alignment.set_weights(extractor.alignment.get_weights())
+
+    weighted, weights = esf_net(inputs["chunks"], mask=inputs["mask"], context=context)
+    expected = alignment(inputs["query"], weighted, mask=inputs["mask"])
+    aligned, seen = called(extractor, inputs, context=context, return_weights=True)
+    np.testing.assert_allclose(aligned, expected, atol=1e-5)
+    np.testing.assert_array_equal(seen, weights)
+    np.testing.assert_array_equal(called(extractor, inputs, context=context), aligned)
+
+
+def test_context_is_the_mean_of_the_queries_where_none_is_given(inputs: dict[str, np.ndarray]) -> None:
+    extractor = random_extractor(inputs)
+    mean = inputs["query"].mean(1)
+    np.testing.assert_allclose(called(extractor, inputs, context=mean), called(extractor, inputs), atol=1e-6)
+    assert np.abs(called(extractor, inputs, context=-mean) - called(extractor, inputs)).max() > 1e-3
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16", "float64"])
+def test_a_fresh_extractor_changes_no_bit(policy: str, inputs: dict[str, np.ndarray]) -> None:
+    extractor = KnowledgeExtractor(dtype=policy)
+    query = tf.cast(inputs["query"], extractor.compute_dtype)
+    for jit_compile in (False, True):
+        extract = tf.function(lambda query: called(extractor, {**inputs, "query": query}), jit_compile=jit_compile)
+        assert (query + extract(query)).numpy().tobytes() == query.numpy().tobytes()
+
+
+def test_a_fresh_extractor_can_learn(inputs: dict[str, np.ndarray]) -> None:
+    """The output projection begins at zero, and must not stay there; nor must what lies before it."""
+    extractor = KnowledgeExtractor(HEADS, UNITS)
+    called(extractor, inputs)
+    before = extractor.get_weights()
+    optimizer = tf.keras.optimizers.SGD(1.0)
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((called(extractor, inputs) - inputs["query"]) ** 2)
+        gradients = tape.gradient(loss, trainable_variables(extractor))
+        optimizer.apply_gradients(zip(gradients, extractor.trainable_weights, strict=True))
+    for weight, old, new in zip(extractor.weights, before, extractor.get_weights(), strict=True):
+        assert np.array_equal(old, new) == ("catalogue_mean" in weight.name), weight.name
+
+
+def test_weights_can_be_asked_for(inputs: dict[str, np.ndarray]) -> None:
+    extractor = random_extractor(inputs)
+    aligned, weights = called(extractor, inputs, return_weights=True)
+    assert aligned.shape == inputs["query"].shape
+    assert weights.shape == inputs["mask"].shape
+    np.testing.assert_array_equal(extractor.weigh(inputs["query"], inputs["chunks"], inputs["mask"]), weights)
+    np.testing.assert_array_equal(weights.numpy()[~inputs["mask"]], 0)
+    with pytest.raises(ValueError, match="extractor: `weigh` needs a built layer"):
+        KnowledgeExtractor(name="extractor").weigh(inputs["query"], inputs["chunks"])
+
+
+def test_weights_as_an_output_of_a_functional_model(inputs: dict[str, np.ndarray]) -> None:
+    query, chunks = tf.keras.Input((QUERIES, WIDTH_R)), tf.keras.Input((FIELDS, CHUNKS, WIDTH))
+    model = tf.keras.Model([query, chunks], KnowledgeExtractor()(query, chunks, return_weights=True))
+    aligned, weights = model.predict([inputs["query"], inputs["chunks"]], verbose=0)
+    np.testing.assert_array_equal(aligned, np.zeros_like(inputs["query"]))
+    np.testing.assert_array_equal(weights, np.ones_like(inputs["mask"]))
+
+
+def test_statistics_may_be_given(inputs: dict[str, np.ndarray]) -> None:
+    extractor = random_extractor(inputs)
+    statistics = extractor.esf_net.statistics(inputs["chunks"], inputs["mask"])
+    np.testing.assert_array_equal(called(extractor, inputs, statistics=statistics), called(extractor, inputs))
+    others = called(extractor, inputs, statistics=1 - statistics)
+    assert np.abs(others - called(extractor, inputs)).max() > 1e-3
+
+
+def test_weights_are_applied_without_making_weighted_chunks(inputs: dict[str, np.ndarray]) -> None:
+    extractor = random_extractor(inputs)
+    tensors = [tf.constant(inputs[name]) for name in ("query", "chunks", "mask")]
+    tensors.append(extractor.esf_net.statistics(*tensors[1:]))
+    graph = tf.function(lambda q, c, m, s: extractor(q, c, mask=m, statistics=s)).get_concrete_function(*tensors).graph
+    sizes = [output.shape.num_elements() for op in graph.get_operations() if op.type == "Mul" for output in op.outputs]
+    assert sizes
+    assert inputs["chunks"].size not in sizes
+
+
+def test_keras_mask_of_the_query_is_not_taken_for_the_chunks(inputs: dict[str, np.ndarray]) -> None:
+    extractor = random_extractor(inputs)
+    query = tf.keras.layers.Embedding(10, WIDTH_R, mask_zero=True)(tf.constant([[1, 0], [0, 0], [2, 3], [4, 0]]))
+    plain = tf.identity(query)
+    np.testing.assert_array_equal(extractor(query, inputs["chunks"]), extractor(plain, inputs["chunks"]))
+    chunks = tf.keras.layers.Masking(0.0)(tf.constant(np.where(inputs["mask"][..., None], inputs["chunks"], 0)))
+    np.testing.assert_array_equal(extractor(query, chunks), called(extractor, {**inputs, "query": plain}))
+
+
+def test_build_is_done_once(inputs: dict[str, np.ndarray]) -> None:
+    extractor = KnowledgeExtractor()
+    extractor.build((None, QUERIES, WIDTH_R), (None, FIELDS, CHUNKS, WIDTH))
+    assert extractor.esf_net.built
+    assert extractor.alignment.built
+    count = len(extractor.weights)
+    called(extractor, inputs)
+    assert len(extractor.weights) == count == 10
+    assert weights_by_name(extractor.esf_net)["context_kernel"].shape == (WIDTH_R, 16)
+
+
+def test_errors_are_those_of_the_two_layers(inputs: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="`gate` must be one of"):
+        KnowledgeExtractor(gate="hard")
+    with pytest.raises(ValueError, match="`num_heads` must be at least 1"):
+        KnowledgeExtractor(num_heads=0)
+    with pytest.raises(ValueError, match=r"`query` must be \(batch, queries, width\).* Received: shape=\(None, 5\)"):
+        KnowledgeExtractor()(inputs["query"][:, 0], inputs["chunks"])
+    extractor = random_extractor(inputs)
+    with pytest.raises(ValueError, match=r"`context` must have shape \(batch, 5\).* Received: shape=\(4, 7\)"):
+        called(extractor, inputs, context=np.ones((BATCH, 7), "float32"))
+    with pytest.raises(ValueError, match=r"`mask` must have shape \(batch, 2, 3\).* Received: shape=\(4, 2\)"):
+        extractor(inputs["query"], inputs["chunks"], mask=np.ones((BATCH, 2), bool))

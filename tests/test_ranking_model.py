@@ -106,7 +106,10 @@ def test_aligned_knowledge_is_added_wherever_the_entity_stands(schema, store, ra
 
 def test_multi_valued_features_are_averaged_over_what_is_there(schema, store):
     model = make(schema)
-    row = {f.name: np.full((1,) if f.length is None else (1, 1), f.missing, object if f.dtype == "string" else None) for f in schema.features}
+    row = {
+        f.name: np.full((1,) if f.length is None else (1, 1), f.missing, object if f.dtype == "string" else None)
+        for f in schema.features
+    }
     row["tags"] = np.array([["red", "new", ""]], object)
     table = model.embedding._tables["tags"].get_weights()[0]
     index = {value: i + 2 for i, value in enumerate(schema.vocabularies["tags"])}
@@ -133,7 +136,9 @@ def test_a_row_alone_is_answered_as_in_a_batch(schema, store, raw, backbone):
     model = make(schema, store, backbone=backbone)
     randomise(model)
     together = model.serve(raw)["logit"].numpy()
-    alone = [model.serve({name: values[i : i + 1] for name, values in raw.items()})["logit"].numpy()[0] for i in range(8)]
+    alone = [
+        model.serve({name: values[i : i + 1] for name, values in raw.items()})["logit"].numpy()[0] for i in range(8)
+    ]
     np.testing.assert_allclose(alone, together[:8], rtol=1e-4, atol=1e-4)
 
 
@@ -167,7 +172,9 @@ def test_din_attention_against_numpy():
     randomise(core)
     got = core({"item": item, "past": past, "stars": stars}, {"g": mask}).numpy()
 
-    place, candidate, product, score = (getattr(core, name)["g"].get_weights() for name in ("_place", "_candidate", "_product", "_score"))
+    place, candidate, product, score = (
+        getattr(core, name)["g"].get_weights() for name in ("_place", "_candidate", "_product", "_score")
+    )
     # One dense layer over [h, r, h * c, c], its kernel put together from the blocks.
     kernel = np.concatenate([place[0], product[0], candidate[0]]).astype("float64")
     x = np.concatenate([past, stars, past * item[:, None], np.repeat(item[:, None], 3, 1)], -1).astype("float64")

@@ -166,5 +166,7 @@ def test_own_weights_around_an_extractor_are_refused(data):
 
     outer = Outer()
     outer({"query": tf.ones((2, 1, 4)), "chunks": tf.ones((2, FIELDS, CHUNKS, WIDTH))})
-    with pytest.raises(ValueError, match=r"'around' holds a layer that is to be trained and weights of its own .*scale"):
+    with pytest.raises(
+        ValueError, match=r"'around' holds a layer that is to be trained and weights of its own .*scale"
+    ):
         extractor_only(outer, also=())

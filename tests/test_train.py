@@ -76,7 +76,11 @@ def test_base_and_result_file(folder, base):
 
 
 def test_extractor_only_starts_from_the_base_and_freezes_the_core(folder, base):
-    train(config(folder, "extractor_only", strategy="extractor_only", stores={"item": str(folder / "store")}, base=str(base)))
+    train(
+        config(
+            folder, "extractor_only", strategy="extractor_only", stores={"item": str(folder / "store")}, base=str(base)
+        )
+    )
     assert same(weights_of(base, "core"), weights_of(folder / "extractor_only", "core"))
     assert not same(weights_of(base, "output"), weights_of(folder / "extractor_only", "output"))
     assert not same(weights_of(base, "tables"), weights_of(folder / "extractor_only", "tables"))
@@ -84,7 +88,9 @@ def test_extractor_only_starts_from_the_base_and_freezes_the_core(folder, base):
 
 def test_the_extractor_alone_leaves_the_backbone_bit_identical(folder, base):
     train(
-        config(folder, "alone", strategy="extractor_only", also=[], stores={"item": str(folder / "store")}, base=str(base))
+        config(
+            folder, "alone", strategy="extractor_only", also=[], stores={"item": str(folder / "store")}, base=str(base)
+        )
     )
     for part in ("core", "output", "tables"):
         assert same(weights_of(base, part), weights_of(folder / "alone", part)), part
@@ -118,7 +124,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(folder):
 
     values = dataclasses.asdict(stopped)
     child = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(values), os.path.dirname(__file__)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", code, json.dumps(values), os.path.dirname(__file__)],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )
     history = folder / "stopped" / HISTORY_FILE
     until = time.monotonic() + 120
@@ -164,7 +172,9 @@ def test_wrong_configurations(folder, changes, message):
 
 
 def test_stores_of_unknown_entities_are_refused(folder):
-    with pytest.raises(ConfigError, match="knowledge about 'movie', but no feature names such entities. Entities: item"):
+    with pytest.raises(
+        ConfigError, match="knowledge about 'movie', but no feature names such entities. Entities: item"
+    ):
         train(config(folder, "wrong", strategy="all_parameters", stores={"movie": str(folder / "store")}))
 
 
@@ -179,5 +189,3 @@ def test_a_folder_of_something_else_is_not_overwritten(folder):
     with pytest.raises(ConfigError, match="is not the folder of a training run"):
         train(config(folder, "mine"))
     assert (folder / "mine" / "thesis.txt").read_text() == "years of work"
-
-

@@ -54,7 +54,10 @@ class Backbone(tf.keras.layers.Layer):
         for feature in self.schema.features:
             if feature.kind == "sequence":
                 found.setdefault(feature.group or feature.name, []).append(feature)
-        return {name: sorted(features, key=lambda f: f.vocabulary != candidate.vocabulary) for name, features in found.items()}
+        return {
+            name: sorted(features, key=lambda f: f.vocabulary != candidate.vocabulary)
+            for name, features in found.items()
+        }
 
 
 def masked_mean(sequence: Any, mask: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from kser_tf.layers import KnowledgeExtractor, KnowledgeLookup
@@ -52,6 +53,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self.lookups = dict(lookups or {})
         self.extractors = dict(extractors or {})
         self._by_vocabulary = _by_vocabulary(schema.features)
+        self._statistics: dict[str, Any] = {}
         # All weights are in sub-layers, so that tables and extractors can be frozen apart.
         self._tables = {
             name: tf.keras.layers.Embedding(
@@ -79,10 +81,18 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             for lookup in [self.lookups[entity]]
         }
 
-    def call(self, features: Mapping[str, Any]) -> dict[str, Any]:
+    def remember_statistics(self, entity: str, statistics: np.ndarray) -> None:
+        """Keeps ESFNet's statistics of all entities of a store, float32 `(rows, fields, chunks, 3)`, for training.
+
+        They depend on the knowledge alone; a training step that has them at hand is a third shorter. Predictions, also
+        those of an exported model, compute them from the chunks.
+        """
+        self._statistics = {**self._statistics, entity: tf.constant(statistics)}
+
+    def call(self, features: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
         embedded = {name: layer(features[name][:, None]) for name, layer in self._numbers.items()}
         for vocabulary, sharing in self._by_vocabulary.items():
-            embedded.update(self._embed(vocabulary, sharing, features))
+            embedded.update(self._embed(vocabulary, sharing, features, bool(training)))
         return embedded
 
     def entity_embeddings(self, entity: str, rows: Any) -> tuple[Any, Any]:
@@ -106,13 +116,15 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             for name, layer in mine.items():
                 layer.set_weights(theirs[name].get_weights())
 
-    def _embed(self, vocabulary: str, sharing: list[Feature], features: Mapping[str, Any]) -> dict[str, Any]:
+    def _embed(
+        self, vocabulary: str, sharing: list[Feature], features: Mapping[str, Any], training: bool
+    ) -> dict[str, Any]:
         """Embeds all features of one vocabulary at once."""
         entity = self._entity_of[vocabulary]
         keys = [self._keys(feature, entity, features) for feature in sharing]
         sizes = [tf.size(key) for key in keys]
         distinct, places = tf.unique(tf.concat([tf.reshape(key, [-1]) for key in keys], 0))
-        vectors = self._embed_keys(vocabulary, entity, distinct)
+        vectors = self._embed_keys(vocabulary, entity, distinct, training)
         embedded = {}
         for feature, key, place in zip(sharing, keys, tf.split(places, tf.stack(sizes)), strict=True):
             vector = tf.reshape(tf.gather(vectors, place), tf.concat([tf.shape(key), [self.width]], 0))
@@ -130,7 +142,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         row = features[rows_name(feature.name)]
         return tf.where(row >= 0, row, index + tf.size(self._row_index[entity]))
 
-    def _embed_keys(self, vocabulary: str, entity: str | None, keys: Any) -> Any:
+    def _embed_keys(self, vocabulary: str, entity: str | None, keys: Any, training: bool) -> Any:
         table = self._tables[vocabulary]
         if entity is None:
             return table(keys)
@@ -141,7 +153,14 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         index = tf.where(has_row, tf.gather(row_index, tf.maximum(row, 0)), keys - store_rows)
         base = table(index)
         chunks, mask = self.lookups[entity].lookup_rows(row)
-        return base + self.extractors[entity](base[:, None], chunks, mask=mask)[:, 0]
+        statistics = None
+        if training and entity in self._statistics:
+            statistics = tf.gather(self._statistics[entity], tf.maximum(row, 0))
+        extractor = self.extractors[entity]
+        if not extractor.built:
+            extractor(base[:, None], chunks, mask=mask)
+        aligned, _ = extractor.extract_checked(base[:, None], chunks, mask, statistics=statistics)
+        return base + aligned[:, 0]
 
 
 def _by_vocabulary(features: Iterable[Feature]) -> dict[str, list[Feature]]:

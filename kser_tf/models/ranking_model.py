@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from kser_tf.errors import ConfigError
 from kser_tf.keras_version import require_keras_2
 from kser_tf.knowledge_store import KnowledgeStore
-from kser_tf.knowledge_statistics import mean_chunk
+from kser_tf.knowledge_statistics import chunk_batches, mean_chunk
 from kser_tf.layers import KnowledgeExtractor, KnowledgeLookup
 from kser_tf.schema import MISSING_INDEX, DatasetSchema
 
@@ -90,16 +91,26 @@ class RankingModel(tfrs.Model):
         """Makes all weights, by a call on a batch of one row without a single value."""
         self.serve(
             {
-                feature.name: tf.fill([1] if feature.length is None else [1, 1], tf.constant(feature.missing, dtype=spec.dtype))
+                feature.name: tf.fill(
+                    [1] if feature.length is None else [1, 1], tf.constant(feature.missing, dtype=spec.dtype)
+                )
                 for feature in self.schema.features
                 for spec in [self.serving_inputs()[feature.name]]
             }
         )
 
     def adapt(self, stores: Mapping[str, KnowledgeStore]) -> None:
-        """Tells each ESFNet the average chunk of its catalogue. The model must have its weights."""
+        """Tells each ESFNet the average chunk of its catalogue, and keeps its statistics of all chunks for training.
+
+        The model must have its weights.
+        """
         for entity, extractor in self.extractors.items():
             extractor.esf_net.adapt(mean_chunk(stores[entity]))
+            statistics = [
+                extractor.esf_net.statistics(chunks, mask).numpy() for chunks, mask in chunk_batches(stores[entity])
+            ]
+            if statistics:
+                self.embedding.remember_statistics(entity, np.concatenate(statistics))
 
     def copy_backbone(self, other: RankingModel) -> None:
         """Takes over the weights of another model's embedding tables, core and output layer.
@@ -108,11 +119,15 @@ class RankingModel(tfrs.Model):
             ConfigError: The other model has another schema, backbone or width.
         """
         if other.schema.fingerprint != self.schema.fingerprint:
-            raise ConfigError("the base was trained on other features or vocabularies: prepare and train it anew on this data set.")
+            raise ConfigError(
+                "the base was trained on other features or vocabularies: prepare and train it anew on this data set."
+            )
         ours, theirs = dataclasses.asdict(self.config), dataclasses.asdict(other.config)
         for name in ("backbone", "embedding_width", "hidden_units"):
             if ours[name] != theirs[name]:
-                raise ConfigError(f"the base was trained with {name}={theirs[name]!r}, this model has {ours[name]!r}. They must agree.")
+                raise ConfigError(
+                    f"the base was trained with {name}={theirs[name]!r}, this model has {ours[name]!r}. They must agree."
+                )
         self.embedding.copy_tables(other.embedding)
         self.core.set_weights(other.core.get_weights())
         self.output_layer.set_weights(other.output_layer.get_weights())
@@ -123,7 +138,7 @@ class RankingModel(tfrs.Model):
         return self.embedding.extractors
 
     def call(self, features: Mapping[str, Any], training: bool | None = None) -> Any:
-        embeddings = self.embedding(features)
+        embeddings = self.embedding(features, training=training)
         masks = {}
         for group, members in self.core.groups().items():
             masks[group] = features[members[0].name] != MISSING_INDEX
@@ -131,7 +146,9 @@ class RankingModel(tfrs.Model):
 
     def compute_loss(self, inputs: tuple[Mapping[str, Any], Any], training: bool = False) -> Any:
         features, labels = inputs
-        return self.task(labels=labels[:, None], predictions=self(features, training=training), compute_metrics=not training)
+        return self.task(
+            labels=labels[:, None], predictions=self(features, training=training), compute_metrics=not training
+        )
 
     def serving_inputs(self) -> dict[str, tf.TensorSpec]:
         """Returns name, dtype and shape of each raw input when served."""

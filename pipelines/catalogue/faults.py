@@ -55,7 +55,7 @@ STOCK_PHRASES = (
 # How a repetition begins, where it is not word for word.
 _LEAD_INS = ("Once more:", "To repeat:", "In short:", "As has been said:", "Again:", "Put another way:")
 # Where a chunk can be cut and still be a sentence, more or less.
-_CLAUSE_END = re.compile(r"[.;:,](?= )")
+_CLAUSE_END = re.compile(r"[.;:](?= )|,(?= (?:and|but|while|so|as|which|though|where|when) )")
 # A model that repeats itself does so within one answer more than across several.
 _SHARE_OF_SAME_FIELD = 0.5
 # What is left of a shortened chunk still says the same.

@@ -33,7 +33,9 @@ def get(name: str) -> type[Backbone]:
             raise ConfigError(f"backbone {name!r} is not a subclass of kser_tf.models.backbone.Backbone.")
         return found
     if name not in names():
-        raise ConfigError(f"no backbone is called {name!r}. There are: {', '.join(names())}; or give 'package.module:Class'.")
+        raise ConfigError(
+            f"no backbone is called {name!r}. There are: {', '.join(names())}; or give 'package.module:Class'."
+        )
     module = importlib.import_module(f"{__name__}.{name}")
     return next(
         value
