@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kser_tf.errors import ConfigError, FileError, StoreError
-from kser_tf.files import exclusive_lock, new_directory, read_json, sha256_of_json, write_json
+from kser_tf.files import exclusive_lock, new_directory, read_json, sha256_of_file, sha256_of_json, write_json
 from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.pipelines.chunking import check_language, split_into_passages
 from kser_tf.pipelines.config import STRICT_KEYS
@@ -32,7 +33,7 @@ from kser_tf.pipelines.encoder import (
 )
 from kser_tf.pipelines.job import current_result, fingerprint_of, read_job, write_job
 from kser_tf.pipelines.passages import LONGEST_PASSAGE, Passages, read_chunk_rows, read_field_columns
-from kser_tf.pipelines.projection import Projection, SecondMoment, compare_cosines
+from kser_tf.pipelines.projection import PROJECTION_FILE, Projection, SecondMoment, check_dimensions, compare_cosines
 from kser_tf.pipelines.text_table import IdType, find_tables
 from kser_tf.store_format import VectorType
 
@@ -42,7 +43,6 @@ DEFAULT_CHUNKS_PER_FIELD = 3
 # slow. A shard of 4,096 vectors of width 384 is a file of 6 MB.
 TEXTS_PER_SHARD = 4096
 
-PROJECTION_FILE = "projection.npy"
 _PLAN_FILE = "plan.json"
 # Vectors of unique texts are gathered into the store this many bytes at a time.
 _GATHER_BYTES = 1 << 26
@@ -164,25 +164,18 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
     inputs = encode_inputs(config)
     # A second name beside the lock that is held while the store is moved into place.
     with exclusive_lock(output.with_name(f".{output.name}.encode.lock"), resource=output):
+        partial = output.with_name(f"{output.name}.partial")
         done = current_result(output, job="encode", config=config, inputs=inputs)
-        if done is not None and _is_whole(output):
+        if done is not None and _is_whole(output, done):
             _log.info("%s is complete, and nothing that it depends on has changed", output)
+            _remove_shards(partial)  # the job may have been killed before it did so itself
             return done
         _refuse_foreign_folder(output)
         passages = read_passages(config)
-        partial = output.with_name(f"{output.name}.partial")
         shards, report = _encode_texts(passages, config, partial)
-        projection = _fit_projection(shards, config.dimensions) if config.dimensions else None
+        projection, explained = _fit_projection(shards, config.dimensions)
         with new_directory(output, overwrite=True) as folder:
-            store = KnowledgeStore.write(
-                folder / "store",
-                batches=_store_batches(passages, shards, projection),
-                fields=passages.fields,
-                encoder=config.encoder,
-                encoder_fingerprint=report["encoder_fingerprint"],
-                dtype=config.dtype,
-                text_hash=passages.fingerprint,
-            )
+            store = _write_store(folder / "store", config, passages, shards, projection, report["encoder_fingerprint"])
             description = store.describe()
             for file in store.path.iterdir():
                 file.rename(folder / file.name)
@@ -200,12 +193,18 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
                 "lowest_stored_cosine": description["lowest_cosine"],
             }
             if projection is not None:
-                np.save(folder / PROJECTION_FILE, projection.matrix, allow_pickle=False)
-                result["projection"] = _measure_projection(projection, shards)
+                _save(folder / PROJECTION_FILE, projection.matrix)
+                result["projection"] = {
+                    "file": PROJECTION_FILE,
+                    "sha256": sha256_of_file(folder / PROJECTION_FILE),
+                    "dimensions": config.dimensions,
+                    "explained_variance": explained,
+                    **_compare(projection, shards),
+                }
             write_job(
                 folder, job="encode", config=config, inputs=inputs, result=result, seconds=time.monotonic() - started
             )
-        shutil.rmtree(partial)
+        _remove_shards(partial)
     return result
 
 
@@ -277,11 +276,12 @@ class _Shards:
 
     def write(self, path: Path, encoded: Encoded) -> None:
         temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            np.save(file, np.column_stack([encoded.vectors, encoded.cut.astype(np.float32)]), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            _save(temporary, np.column_stack([encoded.vectors, encoded.cut.astype(np.float32)]))
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The vectors, a shard at a time."""
@@ -309,10 +309,25 @@ class _Shards:
         return np.load(self._path(number), mmap_mode="r", allow_pickle=False)
 
 
+def _save(path: Path, values: np.ndarray) -> None:
+    """Writes a NumPy file.
+
+    Not by `np.save` alone: into a file it writes through a buffer of C, and loses the error when that is emptied onto a
+    full disk.
+    """
+    content = io.BytesIO()
+    np.save(content, values, allow_pickle=False)
+    with open(path, "wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _encode_texts(passages: Passages, config: EncodeConfig, folder: Path) -> tuple[_Shards, dict[str, Any]]:
     """Encodes those texts whose vectors are not in `folder` yet; returns the vectors, and what to report."""
     texts = passages.texts
     encoder = TextEncoder(config.encoder, tokens_per_batch=config.tokens_per_batch)
+    check_dimensions(config.dimensions, encoder.width)
     choice = encoder.choose_backend(texts, config.speed)
     _begin_or_continue(
         folder,
@@ -340,7 +355,6 @@ def _encode_texts(passages: Passages, config: EncodeConfig, folder: Path) -> tup
             try:
                 shards.write(path, encoded)
             except OSError as error:
-                path.with_suffix(".tmp").unlink(missing_ok=True)
                 raise FileError(
                     f"{folder}: cannot be written ({error.strerror}), with {start} of {len(texts)} texts encoded. "
                     "These are kept there: free some space, and run the job again to go on."
@@ -384,23 +398,52 @@ def _begin_or_continue(folder: Path, plan: dict[str, Any]) -> None:
     write_json(folder / _PLAN_FILE, plan)
 
 
-def _fit_projection(shards: _Shards, dimensions: int) -> Projection:
+def _remove_shards(folder: Path) -> None:
+    if (folder / _PLAN_FILE).is_file():
+        shutil.rmtree(folder)
+
+
+def _fit_projection(shards: _Shards, dimensions: int | None) -> tuple[Projection | None, float]:
+    if dimensions is None:
+        return None, 1.0
     moment = SecondMoment(shards.width)
     for vectors in shards.blocks():
         moment.add(vectors)
     return moment.projection(dimensions)
 
 
-def _measure_projection(projection: Projection, shards: _Shards) -> dict[str, Any]:
+def _compare(projection: Projection, shards: _Shards) -> dict[str, Any]:
     count = min(_COMPARED_TEXTS, shards.texts)
     vectors = shards.take(np.linspace(0, shards.texts - 1, count).astype(np.int64))
-    return {
-        "file": PROJECTION_FILE,
-        "dimensions": projection.matrix.shape[1],
-        "explained_variance": projection.explained,
-        **compare_cosines(vectors, projection(vectors)),
-        "compared_texts": count,
-    }
+    return {**compare_cosines(vectors, projection(vectors)), "compared_texts": count}
+
+
+def _write_store(
+    path: Path,
+    config: EncodeConfig,
+    passages: Passages,
+    shards: _Shards,
+    projection: Projection | None,
+    encoder_fingerprint: str,
+) -> KnowledgeStore:
+    try:
+        return KnowledgeStore.write(
+            path,
+            batches=_store_batches(passages, shards, projection),
+            fields=passages.fields,
+            encoder=config.encoder,
+            encoder_fingerprint=encoder_fingerprint,
+            dtype=config.dtype,
+            text_hash=passages.fingerprint,
+        )
+    except StoreError as error:
+        if not isinstance(error.__cause__, FileError):
+            raise
+        # `path` is a temporary one, and means nothing to the reader.
+        raise FileError(
+            f"{config.output}: the store cannot be written, the disk is full. All texts are encoded, and kept in "
+            f"{shards.folder}: free some space, and run the job again to go on."
+        ) from error
 
 
 def _store_batches(
@@ -423,10 +466,12 @@ def _store_batches(
         yield passages.ids[start : start + rows], vectors, mask
 
 
-def _is_whole(store: Path) -> bool:
-    with suppress(StoreError):
+def _is_whole(store: Path, result: dict[str, Any]) -> bool:
+    """Whether a store has all that the job wrote, undamaged."""
+    with suppress(StoreError, FileNotFoundError):
         KnowledgeStore.open(store)
-        return True
+        # Not in the store's manifest: a store does not know where its vectors come from.
+        return "projection" not in result or sha256_of_file(store / PROJECTION_FILE) == result["projection"]["sha256"]
     return False
 
 

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from kser_tf.errors import ConfigError
 from kser_tf.pipelines.encoder import normalised
+
+
+PROJECTION_FILE = "projection.npy"
+
+
+def check_dimensions(dimensions: int | None, width: int) -> None:
+    """Raises a `ConfigError` unless vectors of `width` can be projected to `dimensions`."""
+    if dimensions is not None and not 1 <= dimensions < width:
+        raise ConfigError(
+            f"`dimensions` must be at least 1 and below the encoder's width, which is {width}. Received: {dimensions}. "
+            "Leave it out to keep all."
+        )
 
 
 class SecondMoment:
@@ -30,25 +43,15 @@ class SecondMoment:
         exact = vectors.astype(np.float64)
         self._sum += exact.T @ exact
 
-    def projection(self, dimensions: int) -> Projection:
-        """Returns the projection to `dimensions`.
-
-        Raises:
-            ConfigError: `dimensions` is not below the vectors' width.
-        """
-        width = len(self._sum)
-        if not 1 <= dimensions < width:
-            raise ConfigError(
-                f"`dimensions` must be at least 1 and below the encoder's width, which is {width}. Received: "
-                f"{dimensions}. Leave it out to keep all."
-            )
+    def projection(self, dimensions: int) -> tuple[Projection, float]:
+        """Returns the projection to `dimensions`, and the share of the vectors' squared length that it keeps."""
         values, components = np.linalg.eigh(self._sum)
         kept = components[:, ::-1][:, :dimensions]
         # An eigenvector may as well point the other way: the largest component is made positive.
         signs = np.sign(kept[np.abs(kept).argmax(axis=0), np.arange(dimensions)])
         total = values.sum()
         explained = float(values[::-1][:dimensions].sum() / total) if total > 0 else 1.0
-        return Projection((kept * signs).astype(np.float32), explained)
+        return Projection((kept * signs).astype(np.float32)), explained
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,16 @@ class Projection:
 
     Args:
         matrix: `(width, dimensions)`, float32, with orthonormal columns.
-        explained: float. The share of the vectors' squared length that is kept.
     """
 
     matrix: np.ndarray
-    explained: float
+
+    @classmethod
+    def load(cls, store: str | Path) -> Projection | None:
+        """Returns the projection that a store's vectors went through, for further texts to go the same way; `None` if
+        they went through none."""
+        path = Path(store) / PROJECTION_FILE
+        return cls(np.load(path, allow_pickle=False)) if path.is_file() else None
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """Projects vectors `(n, width)` and makes them of unit length again: float32 `(n, dimensions)`."""

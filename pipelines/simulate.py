@@ -23,8 +23,8 @@ from kser_tf.pipelines.job import current_result, fingerprint_of, read_job, writ
 
 ALL_FACETS = tuple(facet for field_name in FIELDS for facet in FACETS[field_name])
 
-# What divides users: who likes the one side dislikes the other. The facets are chosen such that text tells them well and
-# genre, year and country tell them badly (measured by regressions on the other films of the catalogue).
+# What divides users: who likes the one side dislikes the other. The facets are chosen such that the text tells them well,
+# and genre, year and country tell them badly (measured by regressions on the other films of the catalogue).
 TASTE_AXES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "calm": (
         ("patient_viewers", "silence_and_restraint", "long_takes"),
@@ -59,7 +59,7 @@ _USER_BIAS = 0.3
 
 # How often a film is shown falls with its rank as a power law, flat among the first few; of about equal weight in the
 # rank is that the film is liked.
-_POPULARITY_POWER = 1.8
+_POPULARITY_POWER = 2.4
 _POPULARITY_FLAT_RANKS = 12
 _POPULARITY_BY_APPEAL = 0.25
 
@@ -68,6 +68,8 @@ _POPULARITY_BY_APPEAL = 0.25
 _ACTIVITY_SHAPE = 4.0
 FEWEST_INTERACTIONS = 10
 _MOST_OF_CATALOGUE = 0.75
+# Half of the catalogue: above it, the cut would lower the mean.
+MOST_MEAN_INTERACTIONS = 120
 
 AGE_BANDS = ("under 25", "25-34", "35-49", "50-64", "65 and over")
 REGIONS = ("north", "east", "south", "west")
@@ -96,12 +98,12 @@ class SimulateConfig:
     Args:
         output: Folder that the data is written to. One that this job wrote before is replaced; any other is left alone.
         users: How many users are simulated. Defaults to 2000.
-        interactions: Mean number of films that a user is shown. Defaults to 60.
+        interactions: Mean number of films that a user is shown, from 10 to 120. Defaults to 60.
         seed: Of everything that is random. Defaults to 1.
         taste_strength: How far a user's taste decides (standard deviation of its part of the click's logit). Defaults
             to 1.5.
-        genre_share: Part of the taste (as variance) that is about genres, which the features tell, and not about facets,
-            which only the text tells. Defaults to 0.08.
+        genre_share: Part of the taste (as variance) that is about genres, which the features tell, and not about
+            facets, which only the text tells. Defaults to 0.08.
         appeal_strength: How far it decides that a film is liked by most (standard deviation of the logit). Defaults to
             1.0.
         noise: Standard deviation of the logit from one occasion to the next. Defaults to 0.3.
@@ -124,13 +126,16 @@ class SimulateConfig:
     def __post_init__(self) -> None:
         if self.users < 1:
             raise ConfigError(f"`users` must be at least 1. Received: {self.users}")
-        if self.interactions < FEWEST_INTERACTIONS:
-            raise ConfigError(f"`interactions` must be at least {FEWEST_INTERACTIONS}. Received: {self.interactions}")
+        if not FEWEST_INTERACTIONS <= self.interactions <= MOST_MEAN_INTERACTIONS:
+            raise ConfigError(
+                f"`interactions` must be from {FEWEST_INTERACTIONS} to {MOST_MEAN_INTERACTIONS}. "
+                f"Received: {self.interactions}"
+            )
         if self.seed < 0:
             raise ConfigError(f"`seed` must not be negative. Received: {self.seed}")
         for key in ("taste_strength", "appeal_strength", "noise"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
-                raise ConfigError(f"`{key}` must not be negative. Received: {getattr(self, key)}")
+                raise ConfigError(f"`{key}` must be a number, not negative. Received: {getattr(self, key)}")
         if not 0 <= self.genre_share <= 1:
             raise ConfigError(f"`genre_share` is a fraction from 0 to 1. Received: {self.genre_share}")
 
@@ -138,10 +143,10 @@ class SimulateConfig:
 def simulate(config: SimulateConfig) -> dict[str, Any]:
     """Writes the demo's data. The films and their text are real; users, tastes and clicks are simulated.
 
-    A user has a weight for each facet of the films (facets are what the text tells about): four axes of taste that users
-    share, and a few likes and dislikes of their own. A user has a taste in genres too, and a film an appeal to all. The
-    logit of a click is their sum, so a model can learn the rest from genres, year and country, but what makes two users
-    differ about a film stands in its text. Which films a user is shown depends on the films' popularity alone.
+    A user has a weight for each facet of the films (facets are what the text tells about): from four axes of taste that
+    all users share, and from a few likes and dislikes of their own. A user has a taste in genres too, and a film has an
+    appeal to all, most of which lies in its facets. The logit of a click is the sum of these. Genres, year and country
+    give some of it away, the text much more. Which films a user is shown depends on the films' popularity alone.
 
     The folder holds
 
