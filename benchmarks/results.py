@@ -24,7 +24,9 @@ def write_results(path: str | Path, arguments: dict[str, Any], figures: dict[str
         path,
         {
             "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}"]),
-            "arguments": {key: value for key, value in arguments.items() if key not in ("output", "prepared", "store", "table")},
+            "arguments": {
+                key: value for key, value in arguments.items() if key not in ("output", "prepared", "store", "table")
+            },
             "commit": commit.stdout.strip() or None,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "processor": _processor(),

@@ -81,7 +81,7 @@ def main() -> None:
 class Contestant:
     """A model, compiled, and its endless examples."""
 
-    def __init__(self, given, schema, backbone, batch_size, stores, strategy, cached=False) -> None:  # noqa: ANN001
+    def __init__(self, given, schema, backbone, batch_size, stores, strategy, cached=False) -> None:
         self.batch_size = batch_size
         tf.keras.utils.set_random_seed(1)
         self.model = RankingModel(

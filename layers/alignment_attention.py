@@ -142,7 +142,8 @@ class AlignmentAttention(ShapedLayer):
         if self._field_bias is not None:
             bias = tf.repeat(tf.cast(self._field_bias, query.dtype), per_field, axis=1)
             score += tf.tile(bias, (queries, 1))
-        attention = _masked_softmax(score, mask)
+        # Where no chunk is there, attention is spread over zeros, and the result is 0.
+        attention = tf.nn.softmax(tf.where(mask, score, tf.fill(tf.shape(score), score.dtype.min)))
         if weights is not None:
             attention *= weights
         attended = tf.reshape(tf.matmul(attention, chunks), (-1, self.num_heads * width))
@@ -158,9 +159,3 @@ class AlignmentAttention(ShapedLayer):
             kernel_regularizer=tf.keras.regularizers.serialize(self.kernel_regularizer),
         )
         return config
-
-
-def _masked_softmax(score: Any, mask: Any) -> Any:
-    """Softmax over the last axis where `mask` is true and 0 elsewhere; all 0 where nothing is true."""
-    attention = tf.nn.softmax(tf.where(mask, score, tf.fill(tf.shape(score), score.dtype.min)))
-    return tf.where(mask, attention, tf.zeros_like(attention))

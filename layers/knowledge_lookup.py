@@ -25,7 +25,7 @@ class KnowledgeLookup(tf.keras.layers.Layer):
     An id that the store does not hold has no knowledge: its chunks are 0 and its mask is false. That is never an error.
 
     XLA cannot look up ids. A model that is compiled with `jit_compile=True` takes `rows`, from the input pipeline, and
-    calls `lookup_rows`.
+    calls `lookup_rows`; Keras 3 compiles it then if `supports_jit` of this layer is set to `True`.
 
     Args:
         store: A `kser_tf.KnowledgeStore`, or anything with its `ids`, `vectors`, `scales` and `mask`. A layer that was

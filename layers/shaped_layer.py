@@ -28,8 +28,7 @@ class ShapedLayer(tf.keras.layers.Layer):
         given = dict(zip(self._call_arguments, args, strict=False)) | kwargs
         if not self.built:
             shapes = {f"{name}_shape": _shape(given.get(name)) for name in self.shaped_arguments}
-            # As Keras does it: what is made while a function is traced must outlive it.
-            with tf.init_scope(), tf.name_scope(self.name):
+            with tf.name_scope(self.name):
                 self.build(**shapes)
         if "mask" not in given and self._call_arguments[0] != "chunks":
             # `mask` is that of the chunks; Keras 2 would fill in the one that the first argument carries.

@@ -77,7 +77,7 @@ class EncodeConfig:
             this table's vectors, which is kept in the store's folder. Defaults to all that the encoder gives.
         speed: `auto` computes in bfloat16 where the processor is fast at it and a check on a sample of the texts shows
             a mean cosine of at least 0.995 to float32; `exact` computes in float32. Defaults to auto.
-        tokens_per_batch: Tokens in one forward pass, padding included. Defaults to 4096.
+        tokens_per_batch: Tokens in one forward pass, padding included. Defaults to 2048.
         texts_per_shard: How many vectors are written to the disk at a time; what is written is not encoded again when
             the job is stopped and run again. Defaults to 4096.
     """

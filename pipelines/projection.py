@@ -10,7 +10,6 @@ import numpy as np
 from kser_tf.errors import ConfigError
 from kser_tf.pipelines.encoder import normalised
 
-
 PROJECTION_FILE = "projection.npy"
 
 
@@ -67,7 +66,8 @@ class Projection:
     @classmethod
     def load(cls, store: str | Path) -> Projection | None:
         """Returns the projection that a store's vectors went through, for further texts to go the same way; `None` if
-        they went through none."""
+        they went through none.
+        """
         path = Path(store) / PROJECTION_FILE
         return cls(np.load(path, allow_pickle=False)) if path.is_file() else None
 

@@ -171,8 +171,8 @@ def run(config: RunConfig) -> int:
         Exit status: 0, or 1 if the exported model failed its check.
     """
     from kser_tf.pipelines import encode, evaluate, export, prepare, simulate, train
-    from kser_tf.pipelines.run_report import build_report
     from kser_tf.pipelines.report import require_report_extra, text_summary, write_report
+    from kser_tf.pipelines.run_report import build_report
     from kser_tf.serving.check import check
 
     require_report_extra()

@@ -23,8 +23,8 @@ from kser_tf.pipelines.job import current_result, fingerprint_of, read_job, writ
 
 ALL_FACETS = tuple(facet for field_name in FIELDS for facet in FACETS[field_name])
 
-# What divides users: who likes the one side dislikes the other. The facets are chosen such that the text tells them well,
-# and genre, year and country tell them badly (measured by regressions on the other films of the catalogue).
+# What divides users: who likes the one side dislikes the other. The facets are chosen such that the text tells them
+# well, and genre, year and country tell them badly (measured by regressions on the other films of the catalogue).
 TASTE_AXES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "calm": (
         ("patient_viewers", "silence_and_restraint", "long_takes"),
@@ -494,7 +494,8 @@ def _indicators(rows: Iterable[Iterable[Any]], columns: Sequence[Any]) -> np.nda
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
-    return np.asarray((values - values.mean()) / values.std())
+    """Returns values of mean 0 and standard deviation 1; equal ones become 0."""
+    return np.asarray((values - values.mean()) / (values.std() or 1.0))
 
 
 def _taste(scores: np.ndarray) -> np.ndarray:

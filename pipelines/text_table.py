@@ -32,6 +32,9 @@ _MISSING_IN_CSV = frozenset(
 # A cell may hold a book; the csv module's own limit is 131,072 characters.
 _LONGEST_CSV_CELL = 2**31 - 1
 
+# A column of missing values alone may have the type null.
+_TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+
 _ROWS_PER_READ = 1024
 # An integer as it is written: "7" and "-7"; "007" and "1e3" are names.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
@@ -200,7 +203,7 @@ def _parquet_rows(file: Path, columns: Sequence[str], text_columns: Sequence[str
         for column in text_columns:
             found = schema.field(column).type
             plain = found.value_type if pa.types.is_dictionary(found) else found
-            if not (pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_null(plain)):
+            if not any(check(plain) for check in _TEXT_TYPES):
                 raise DataError(
                     f"{file}: the column `{column}` holds {found}; expected text (string). Choose another column, or "
                     "write it as strings."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import shutil
 import time
 from collections.abc import Mapping
@@ -219,8 +218,8 @@ def _best(curve: list[dict[str, float]]) -> int:
 def _callbacks(config: TrainConfig, output: Path, curve: Any, validation: Any, steps: int) -> list[Any]:
     import tensorflow as tf
 
-    from kser_tf.pipelines.callbacks import EpochTimer, ResumedEarlyStopping, ValidationAUC
     from kser_tf.models.model_folder import WEIGHTS_FILE
+    from kser_tf.pipelines.callbacks import EpochTimer, ResumedEarlyStopping, ValidationAUC
 
     best = max((epoch["val_auc"] for epoch in curve), default=None)
     callbacks = [

@@ -149,6 +149,9 @@ def _check_build_and_eager_call(
     assert [tuple(output.shape) for output in outputs] == [(batch, *shape) for shape in output_shapes]
     assert {output.dtype for output in outputs} == {tf.float32}
     assert len(layer.weights) == len(weight_shapes)
+    again = tf.keras.layers.deserialize(json.loads(json.dumps(tf.keras.layers.serialize(layer))))
+    assert again.built
+    assert [tuple(weight.shape) for weight in again.weights] == [tuple(weight.shape) for weight in layer.weights]
     expected = to_numpy(outputs)
     assert all(np.isfinite(output).all() and output.any() for output in expected)
     return expected

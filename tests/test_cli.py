@@ -34,7 +34,10 @@ def test_every_flag_is_explained(verb, capsys):
     [
         (["train", "--prepared", "nowhere", "--output", "out"], "nowhere: no such file or folder"),
         (["train", "--output", "out"], "command line: `prepared` is missing."),
-        (["train", "--prepared", "x", "--output", "y", "--epochs", "many"], "`epochs`: Input should be a valid integer"),
+        (
+            ["train", "--prepared", "x", "--output", "y", "--epochs", "many"],
+            "`epochs`: Input should be a valid integer",
+        ),
         (["evaluate", "--model", "nowhere", "--prepared", "nowhere"], "nowhere: no such file or folder"),
         (["run", "nowhere.yaml"], "nowhere.yaml: no such file."),
         (["encode", "--config", "nowhere.yaml"], "nowhere.yaml: no such file."),

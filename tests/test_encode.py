@@ -388,7 +388,7 @@ def test_nan_of_an_encoder_leaves_no_store(films, make, monkeypatch, tmp_path):
     monkeypatch.setattr(
         encode_module.TextEncoder,
         "_encode_batch",
-        lambda self, texts: (np.full((len(texts), small.WIDTH), np.inf), np.zeros(len(texts), dtype=bool)),
+        lambda self, texts: np.full((len(texts), small.WIDTH), np.inf),
     )
     with pytest.raises(DataError, match=r"gives NaN or infinity for 11 texts; the first begins 'A lighthouse"):
         encode(make(films))

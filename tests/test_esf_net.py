@@ -90,7 +90,7 @@ def called(layer: ESFNet, inputs: dict[str, Any]) -> tuple[Any, Any]:
     return layer(inputs["chunks"], **{name: value for name, value in inputs.items() if name != "chunks"})
 
 
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate["gate"])
+@pytest.mark.parametrize("gate", GATES[:2], ids=lambda gate: gate["gate"])  # top_k is in the extractor's test
 def test_layer(gate: dict[str, Any], inputs: dict[str, np.ndarray], tmp_path: Path) -> None:
     run_layer_test(
         ESFNet,
@@ -111,7 +111,7 @@ def test_layer(gate: dict[str, Any], inputs: dict[str, np.ndarray], tmp_path: Pa
     )
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", POLICIES[:3])
 @pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate["gate"])
 def test_every_weight_is_exactly_one_at_the_start(gate: dict[str, Any], policy: str, rng: np.random.Generator) -> None:
     # 49 chunks: 49 * (1 / 49) is not 1.
@@ -221,8 +221,12 @@ def test_statistics_given_are_as_good_as_computed_ones(inputs: dict[str, np.ndar
     _, given = called(layer, {**inputs, "statistics": statistics})
     np.testing.assert_array_equal(given, computed)
     statistics[~inputs["mask"]] = np.nan  # of chunks that are not there, they may be anything
-    _, given = called(layer, {**inputs, "statistics": statistics})
+    with tf.GradientTape() as tape:
+        _, given = called(layer, {**inputs, "statistics": statistics})
+        loss = tf.reduce_sum(given**2)
     np.testing.assert_array_equal(given, computed)
+    for gradient in tape.gradient(loss, trainable_variables(layer)):
+        assert np.isfinite(gradient).all()
 
 
 def test_adapt_changes_what_homogeneous_chunks_get(inputs: dict[str, np.ndarray]) -> None:

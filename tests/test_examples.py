@@ -35,7 +35,9 @@ def test_indices_are_those_of_the_vocabulary(folder, examples):
     past = [([index.get(item, 1) for item in items] + [0] * 5)[:5] for items in table["past_item"].to_pylist()]
     np.testing.assert_array_equal(examples.tensors["past_item"], past)
     rows = {item: i for i, item in enumerate(KnowledgeStore.open(folder / "store").ids)}
-    np.testing.assert_array_equal(examples.tensors["item/row"], [rows.get(item, -1) for item in table["item"].to_pylist()])
+    np.testing.assert_array_equal(
+        examples.tensors["item/row"], [rows.get(item, -1) for item in table["item"].to_pylist()]
+    )
 
 
 def test_batches_keep_the_tables_order(examples):
@@ -73,7 +75,7 @@ def test_raw_features_are_padded_requests(folder):
 
     schema = DatasetSchema.load(folder / "prepared")
     table = pq.read_table(folder / "prepared" / "test.parquet")
-    raw = [batch for batch in raw_features(folder / "prepared" / "test.parquet", schema.features, 50)]
+    raw = list(raw_features(folder / "prepared" / "test.parquet", schema.features, 50))
     past = np.concatenate([batch["past_item"] for batch in raw])
     assert past.shape == (table.num_rows, 5)
     for ours, theirs in zip(past.tolist(), table["past_item"].to_pylist(), strict=True):
@@ -83,4 +85,6 @@ def test_raw_features_are_padded_requests(folder):
 def test_another_data_set_is_refused(folder, examples, tmp_path):
     other = DatasetSchema.load(folder / "prepared")
     with pytest.raises(DataError, match="has other features or vocabularies than the data the model was trained on"):
-        examples.require_same_schema(DatasetSchema(other.features[:2], other.user_id, other.item_id, other.vocabularies))
+        examples.require_same_schema(
+            DatasetSchema(other.features[:2], other.user_id, other.item_id, other.vocabularies)
+        )

@@ -219,7 +219,7 @@ def test_a_backbone_of_ones_own_needs_no_change_here(schema):
 
 
 def test_unknown_backbones_are_refused(schema):
-    with pytest.raises(ConfigError, match="no backbone is called 'dim'. There are: dcn_v2, din"):
+    with pytest.raises(ConfigError, match=r"no backbone is called 'dim'\. There are: dcn_v2, din"):
         make(schema, backbone="dim")
     with pytest.raises(ConfigError, match="cannot be imported"):
         make(schema, backbone="no_such_module:Class")
@@ -240,7 +240,7 @@ def test_a_model_folder_is_read_back_and_guards_its_store(schema, raw, tmp_path)
     model = make(schema, reference.open())
     randomise(model)
     save_model(tmp_path / "model", model, {"item": reference})
-    with pytest.raises(DataError, match="holds no trained model: model.weights.h5 is missing"):
+    with pytest.raises(DataError, match=r"holds no trained model: model\.weights\.h5 is missing"):
         load_model(tmp_path / "model")
     model.save_weights(tmp_path / "model" / WEIGHTS_FILE)
     np.testing.assert_array_equal(model.serve(raw)["logit"], load_model(tmp_path / "model").serve(raw)["logit"])

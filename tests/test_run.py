@@ -26,7 +26,9 @@ def config_file(tmp_path_factory):
     texts = [
         {
             "id": item,
-            "über": None if item == world.WITHOUT_KNOWLEDGE else (GOOD if world.hidden_quality(item) > 0 else BAD) + f" Nummer {i}.",
+            "über": None
+            if item == world.WITHOUT_KNOWLEDGE
+            else (GOOD if world.hidden_quality(item) > 0 else BAD) + f" Nummer {i}.",
             "stil": "" if i % 5 == 0 else "Ruhig gefilmt, in langen Einstellungen.",
         }
         for i, item in enumerate(world.ITEMS)
@@ -41,12 +43,24 @@ def config_file(tmp_path_factory):
             "split": {"by": "user", "fractions": [0.7, 0.15, 0.15]},
             "cold_items": 0.2,
         },
-        "encode": {"item": {"table": "${data}/texts.jsonl", "id_column": "id", "fields": ["über", "stil"], "chunks_per_field": 2}},
+        "encode": {
+            "item": {
+                "table": "${data}/texts.jsonl",
+                "id_column": "id",
+                "fields": ["über", "stil"],
+                "chunks_per_field": 2,
+            }
+        },
         "train": {
             "backbones": ["din"],
             "variants": ["base", "extractor_only", "all_parameters", "placebo"],
             "seeds": [1, 2],
-            "settings": {"epochs": 2, "batch_size": 128, "tensorboard": False, "model": {"embedding_width": 4, "hidden_units": [8]}},
+            "settings": {
+                "epochs": 2,
+                "batch_size": 128,
+                "tensorboard": False,
+                "model": {"embedding_width": 4, "hidden_units": [8]},
+            },
         },
     }
     (folder / "own.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
@@ -66,7 +80,9 @@ def report_of(work):
 def test_report_has_every_model_and_the_check(work):
     report = report_of(work)
     names = {run["name"] for run in report["runs"]}
-    assert names == {f"din/{variant}/seed-{s}" for variant in ("base", "all_parameters", "extractor_only", "placebo") for s in (1, 2)}
+    assert names == {
+        f"din/{variant}/seed-{s}" for variant in ("base", "all_parameters", "extractor_only", "placebo") for s in (1, 2)
+    }
     assert report["check"]["ok"]
     assert {c["slice"] for c in report["comparisons"]} >= {"all", "warm", "tail", "cold", "active_users", "quiet_users"}
     assert all(c["how"] == "t interval over 2 seeds" for c in report["comparisons"])

@@ -131,7 +131,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(folder):
     history = folder / "stopped" / HISTORY_FILE
     until = time.monotonic() + 120
     while not (history.is_file() and history.read_text().count("\n") >= 2):
-        assert time.monotonic() < until and child.poll() is None, "the run did not get to its first epoch"
+        assert time.monotonic() < until, "the run did not get to its first epoch"
+        assert child.poll() is None, "the run ended before it was killed"
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -173,7 +174,7 @@ def test_wrong_configurations(folder, changes, message):
 
 def test_stores_of_unknown_entities_are_refused(folder):
     with pytest.raises(
-        ConfigError, match="knowledge about 'movie', but no feature names such entities. Entities: item"
+        ConfigError, match=r"knowledge about 'movie', but no feature names such entities\. Entities: item"
     ):
         train(config(folder, "wrong", strategy="all_parameters", stores={"movie": str(folder / "store")}))
 

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from kser_tf.errors import ConfigError
 from kser_tf.keras_version import require_keras_2
-from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.knowledge_statistics import chunk_batches, mean_chunk
+from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.layers import KnowledgeExtractor, KnowledgeLookup
 from kser_tf.schema import MISSING_INDEX, DatasetSchema
 

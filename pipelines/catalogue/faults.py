@@ -191,7 +191,7 @@ class _Planter:
             if victim is not None:
                 self._replace(place, victim, text, "redundant", source.field)
             else:
-                added = Chunk(*place, text=text, fault="redundant", source=source.field)
+                added = Chunk(place[0], place[1], text, fault="redundant", source=source.field)
                 chunks.insert(int(generator.integers(len(chunks) + 1)), added)
             planted += 1
         if planted < number:
@@ -227,7 +227,7 @@ class _Planter:
         """Draws places of good chunks such that each field keeps one."""
         sites = [(place, i) for place in self.fields for i in self._spare(place)]
         left = {place: len(self._spare(place)) for place in self.fields}
-        drawn = []
+        drawn: list[tuple[tuple[str, str], int]] = []
         for index in generator.permutation(len(sites)):
             if len(drawn) == number:
                 break
