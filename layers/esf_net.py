@@ -37,8 +37,8 @@ class ESFNet(ShapedLayer):
     their vectors hold.
 
     The statistics of a chunk are its largest and its mean cosine to the entity's other chunks (`"neighbours"`) and its
-    cosine to the catalogue's average chunk (`"catalogue"`), which `adapt` sets; before that it is zero and so is the
-    cosine. They depend on the knowledge alone: compute them once with `statistics` and pass them, and a training step
+    cosine to the catalogue's average chunk (`"catalogue"`). `adapt` sets that average (before, it is zero and so is the
+    cosine) and standardises the three over the catalogue. They depend on the knowledge alone: compute them once with `statistics` and pass them, and a training step
     is spared `chunks^2 * width` multiplications an entity.
 
     Built from the published description of KSER (see References), which does not give the equations.
@@ -144,6 +144,8 @@ class ESFNet(ShapedLayer):
         self._catalogue_mean = self.add_weight(
             name="catalogue_mean", shape=(width,), initializer="zeros", trainable=False
         )
+        self._center = self.add_weight(name="center", shape=(_STATISTICS,), initializer="zeros", trainable=False)
+        self._scale = self.add_weight(name="scale", shape=(_STATISTICS,), initializer="ones", trainable=False)
         self._shape = (fields, chunks, width)
         self._remember_shapes(chunks=chunks_shape, context=context_shape)
 
@@ -155,21 +157,31 @@ class ESFNet(ShapedLayer):
             regularizer=self.kernel_regularizer,
         )
 
-    def adapt(self, mean: Any) -> None:
-        """Sets the catalogue's average chunk, which `"catalogue"` compares with.
+    def adapt(self, mean: Any, *, center: Any = None, scale: Any = None) -> None:
+        """Sets what the gate knows of the catalogue as a whole: not trained, saved with the weights.
+
+        `KnowledgeExtractor.adapt(store)` finds all three.
 
         Args:
-            mean: `(width,)`. Mean over the chunks of all entities. The layer must be built.
+            mean: `(width,)`. Mean over the chunks of all entities, which `"catalogue"` compares with. The layer must be
+                built.
+            center: `(3,)`. Mean of the statistics over all chunks, subtracted before they enter the score. Cosines of a
+                catalogue differ by a tenth or so around a common value, which a gate that starts from zero would take
+                long to make out. Defaults to 0.
+            scale: `(3,)`. Their standard deviation, divided by. Defaults to 1.
 
         Raises:
-            ValueError: The layer is not built, or the width differs.
+            ValueError: The layer is not built, or a shape differs.
         """
         self._require_built("adapt")
-        mean = tf.convert_to_tensor(mean)
-        width = self._shape[-1]
-        if mean.shape != (width,):
-            raise ValueError(f"`mean` must have shape ({width},), the chunks' width. Received: shape={mean.shape}")
-        self._catalogue_mean.assign(tf.cast(mean, self.variable_dtype))
+        center = tf.zeros(_STATISTICS) if center is None else center
+        scale = tf.ones(_STATISTICS) if scale is None else scale
+        parts = {"mean": (mean, self._catalogue_mean), "center": (center, self._center), "scale": (scale, self._scale)}
+        for name, (value, weight) in parts.items():
+            value = tf.convert_to_tensor(value)
+            if value.shape != weight.shape:
+                raise ValueError(f"`{name}` must have shape {tuple(weight.shape)}. Received: shape={value.shape}")
+            weight.assign(tf.cast(value, self.variable_dtype))
 
     def statistics(self, chunks: Any, mask: Any = None) -> Any:
         """Returns what is compared of each chunk with its neighbours and the catalogue.
@@ -218,6 +230,7 @@ class ESFNet(ShapedLayer):
                     with_shape("statistics", statistics, (fields, per_field, _STATISTICS)), chunks.dtype
                 )
                 statistics = tf.where(mask[..., None], statistics, tf.zeros_like(statistics))
+            statistics = (statistics - tf.cast(self._center, chunks.dtype)) / tf.cast(self._scale, chunks.dtype)
             if len(self._used_statistics) < _STATISTICS:
                 statistics = tf.gather(statistics, self._used_statistics, axis=-1)
             hidden = hidden + self._projected(statistics, self._statistics_kernel)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from kser_tf.layers.alignment_attention import AlignmentAttention
 from kser_tf.layers.esf_net import SIGHTS, ESFNet
 from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks
+
+
+# Entities looked up at once: 9 chunks of 384 numbers each are 57 MB then.
+_BATCH = 4096
+# A statistic that is the same for all chunks, up to rounding, is not blown up.
+_SMALLEST_SPREAD = 1e-6
 
 
 @tf.keras.utils.register_keras_serializable("kser_tf")
@@ -138,6 +145,33 @@ class KnowledgeExtractor(ShapedLayer):
         weights = self.esf_net.weights_of_checked(chunks, mask, self._context(query, context), statistics)
         return self.alignment.align_checked(query, chunks, mask, weights), weights
 
+    def adapt(self, store: Any) -> np.ndarray:
+        """Tells ESFNet about the catalogue as a whole: its average chunk, and how its chunks' statistics are spread.
+
+        Reads the store twice, batch by batch. Worth a call before training: without it the gate has no homogeneous text to
+        compare with, and learns slowly.
+
+        Args:
+            store: A `kser_tf.KnowledgeStore`, or anything with its `ids` and `lookup`. The layer must be built.
+
+        Returns:
+            The statistics of all chunks, float32 `(rows, fields, chunks, 3)`: to pass to the call in training, row by row.
+        """
+        self._require_built("adapt")
+        total, count = np.zeros(self._shape[-1], np.float64), 0
+        for chunks, mask in _batches(store):
+            total += np.where(mask[..., None], chunks, 0).sum((0, 1, 2), dtype=np.float64)
+            count += int(mask.sum())
+        mean = total / max(count, 1)
+        self.esf_net.adapt(mean)
+        parts = [(self.esf_net.statistics(chunks, mask).numpy(), mask) for chunks, mask in _batches(store)]
+        statistics = np.concatenate([part.astype(np.float32) for part, _ in parts] or [np.zeros((0, *self._shape[:-1], 3), np.float32)])
+        valid = np.concatenate([part[mask] for part, mask in parts] or [np.zeros((0, 3))]).astype(np.float64)
+        if len(valid):
+            spread = valid.std(0)
+            self.esf_net.adapt(mean, center=valid.mean(0), scale=np.where(spread > _SMALLEST_SPREAD, spread, 1.0))
+        return statistics
+
     def weigh(self, query: Any, chunks: Any, mask: Any = None, context: Any = None, statistics: Any = None) -> Any:
         """Returns the chunk weights, `(batch, fields, chunks)`, for a look and for a plot.
 
@@ -164,3 +198,9 @@ class KnowledgeExtractor(ShapedLayer):
             kernel_regularizer=tf.keras.regularizers.serialize(self.kernel_regularizer),
         )
         return config
+
+
+def _batches(store: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Chunks and masks of all entities, in the order of the store's rows."""
+    for start in range(0, len(store.ids), _BATCH):
+        yield store.lookup(store.ids[start : start + _BATCH])

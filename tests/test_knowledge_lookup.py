@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def store(tmp_path: Path, content: tuple[np.ndarray, np.ndarray]) -> KnowledgeSt
     return write(tmp_path / "store", content)
 
 
-def assert_same(found: tuple[Any, Any], expected: tuple[np.ndarray, np.ndarray], atol: float = 0) -> None:
+def assert_same(found: Sequence[Any], expected: Sequence[np.ndarray], atol: float = 0) -> None:
     for one, other in zip(found, expected, strict=True):
         assert tuple(one.shape) == other.shape
         np.testing.assert_allclose(tf.cast(one, tf.float32), other.astype("float32"), atol=atol, rtol=0)
@@ -293,6 +294,7 @@ def test_arrays_that_may_still_change_are_copied(content: tuple[np.ndarray, np.n
 
 MEASURE_MEMORY = """
 import sys
+from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 from kser_tf.layers import KnowledgeLookup

@@ -90,8 +90,8 @@ def test_all_parameters_trains_everything_again(model, data):
     # By hand: table 40; ESFNet 8*16 + 3*16 + 4*16 + 16 + 16 + 2; attention 4*16 + 16*4 + 4; dense 30; BN 12; output 7.
     extractor = (8 * 16 + 3 * 16 + 4 * 16 + 16 + 16 + 2) + (4 * 16 + 16 * 4 + 2 * 2)
     assert report.trained_parameters == 40 + extractor + 30 + 12 + 7
-    # Not trained: BatchNormalization's moving mean and variance, ESFNet's catalogue mean.
-    assert report.total_parameters - report.trained_parameters == 6 + 6 + WIDTH
+    # Not trained: BatchNormalization's moving mean and variance; ESFNet's catalogue mean, center and scale.
+    assert report.total_parameters - report.trained_parameters == 6 + 6 + WIDTH + 3 + 3
 
 
 def test_optimizer_has_slots_for_trained_weights_only(model, data):

@@ -6,12 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from kser_tf.errors import ConfigError
 from kser_tf.keras_version import require_keras_2
-from kser_tf.knowledge_statistics import chunk_batches, mean_chunk
 from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.layers import KnowledgeExtractor, KnowledgeLookup
 from kser_tf.schema import MISSING_INDEX, DatasetSchema
@@ -100,17 +98,12 @@ class RankingModel(tfrs.Model):
         )
 
     def adapt(self, stores: Mapping[str, KnowledgeStore]) -> None:
-        """Tells each ESFNet the average chunk of its catalogue, and keeps its statistics of all chunks for training.
+        """Tells each extractor about its catalogue, and keeps the statistics of all chunks for training.
 
         The model must have its weights.
         """
         for entity, extractor in self.extractors.items():
-            extractor.esf_net.adapt(mean_chunk(stores[entity]))
-            statistics = [
-                extractor.esf_net.statistics(chunks, mask).numpy() for chunks, mask in chunk_batches(stores[entity])
-            ]
-            if statistics:
-                self.embedding.remember_statistics(entity, np.concatenate(statistics))
+            self.embedding.remember_statistics(entity, extractor.adapt(stores[entity]))
 
     def copy_backbone(self, other: RankingModel) -> None:
         """Takes over the weights of another model's embedding tables, core and output layer.
