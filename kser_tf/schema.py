@@ -66,7 +66,9 @@ class Feature:
     @property
     def missing(self) -> int | str | float:
         """What stands for "no value" in this feature's column and in requests."""
-        return {"int64": MISSING_INTEGER, "string": MISSING_STRING, "float32": float("nan")}[self.dtype]
+        if self.dtype == "int64":
+            return MISSING_INTEGER
+        return MISSING_STRING if self.dtype == "string" else float("nan")
 
 
 @dataclass(frozen=True)

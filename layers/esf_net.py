@@ -38,8 +38,9 @@ class ESFNet(ShapedLayer):
 
     The statistics of a chunk are its largest and its mean cosine to the entity's other chunks (`"neighbours"`) and its
     cosine to the catalogue's average chunk (`"catalogue"`). `adapt` sets that average (before, it is zero and so is the
-    cosine) and standardises the three over the catalogue. They depend on the knowledge alone: compute them once with `statistics` and pass them, and a training step
-    is spared `chunks^2 * width` multiplications an entity.
+    cosine), and how the three are standardised before they enter the score. They depend on the knowledge alone: compute
+    them once with `statistics` and pass them, and a training step is spared `chunks^2 * width` multiplications an
+    entity.
 
     Built from the published description of KSER (see References), which does not give the equations.
 
@@ -171,17 +172,23 @@ class ESFNet(ShapedLayer):
             scale: `(3,)`. Their standard deviation, divided by. Defaults to 1.
 
         Raises:
-            ValueError: The layer is not built, or a shape differs.
+            ValueError: The layer is not built, a shape differs, or `scale` is not above 0. Nothing is set then.
         """
         self._require_built("adapt")
         center = tf.zeros(_STATISTICS) if center is None else center
         scale = tf.ones(_STATISTICS) if scale is None else scale
-        parts = {"mean": (mean, self._catalogue_mean), "center": (center, self._center), "scale": (scale, self._scale)}
-        for name, (value, weight) in parts.items():
-            value = tf.convert_to_tensor(value)
-            if value.shape != weight.shape:
-                raise ValueError(f"`{name}` must have shape {tuple(weight.shape)}. Received: shape={value.shape}")
-            weight.assign(tf.cast(value, self.variable_dtype))
+        weights = {"mean": self._catalogue_mean, "center": self._center, "scale": self._scale}
+        values = {"mean": mean, "center": center, "scale": scale}
+        values = {name: tf.cast(tf.convert_to_tensor(value), self.variable_dtype) for name, value in values.items()}
+        for name, value in values.items():
+            if value.shape != weights[name].shape:
+                raise ValueError(
+                    f"`{name}` must have shape {tuple(weights[name].shape)}. Received: shape={tuple(value.shape)}"
+                )
+        if not tf.reduce_all(values["scale"] > 0):
+            raise ValueError(f"`scale` must be above 0. Received: {values['scale'].numpy().tolist()}")
+        for name, value in values.items():
+            weights[name].assign(value)
 
     def statistics(self, chunks: Any, mask: Any = None) -> Any:
         """Returns what is compared of each chunk with its neighbours and the catalogue.

@@ -12,11 +12,10 @@ from kser_tf.layers.alignment_attention import AlignmentAttention
 from kser_tf.layers.esf_net import SIGHTS, ESFNet
 from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks
 
-
 # Entities looked up at once: 9 chunks of 384 numbers each are 57 MB then.
 _BATCH = 4096
-# A statistic that is the same for all chunks, up to rounding, is not blown up.
-_SMALLEST_SPREAD = 1e-6
+# A statistic that is the same for all chunks is not blown up, nor is what half precision makes of it by rounding.
+_SMALLEST_SPREAD = 1e-3
 
 
 @tf.keras.utils.register_keras_serializable("kser_tf")
@@ -138,9 +137,9 @@ class KnowledgeExtractor(ShapedLayer):
     def extract_checked(
         self, query: Any, chunks: Any, mask: Any, context: Any = None, statistics: Any = None
     ) -> tuple[Any, Any]:
-        """Does the call's work on chunks that are zero where masked, as `KnowledgeLookup` gives them, sparing a pass over them.
+        """Does the call's work on chunks that are zero where masked, as `KnowledgeLookup` gives them.
 
-        The layer must be built. Returns the aligned vectors and the chunk weights.
+        It spares a pass over them. The layer must be built. Returns the aligned vectors and the chunk weights.
         """
         weights = self.esf_net.weights_of_checked(chunks, mask, self._context(query, context), statistics)
         return self.alignment.align_checked(query, chunks, mask, weights), weights
@@ -148,16 +147,26 @@ class KnowledgeExtractor(ShapedLayer):
     def adapt(self, store: Any) -> np.ndarray:
         """Tells ESFNet about the catalogue as a whole: its average chunk, and how its chunks' statistics are spread.
 
-        Reads the store twice, batch by batch. Worth a call before training: without it the gate has no homogeneous text to
-        compare with, and learns slowly.
+        Reads the store twice, batch by batch. Worth a call before training: without it the gate has no homogeneous text
+        to compare with, and learns slowly.
 
         Args:
             store: A `kser_tf.KnowledgeStore`, or anything with its `ids` and `lookup`. The layer must be built.
 
         Returns:
-            The statistics of all chunks, float32 `(rows, fields, chunks, 3)`: to pass to the call in training, row by row.
+            The statistics of all chunks, float32 `(rows, fields, chunks, 3)`: to pass to the call in training, row by
+            row.
+
+        Raises:
+            ValueError: The layer is not built, or was built for knowledge of another shape.
         """
         self._require_built("adapt")
+        shape = store.lookup(store.ids[:0])[0].shape[1:]
+        if shape != self._shape:
+            raise ValueError(
+                f"{self.name} was built for knowledge of shape (fields, chunks, width) = {self._shape}, and the store "
+                f"has {shape}. Adapt to the store that the model looks up."
+            )
         total, count = np.zeros(self._shape[-1], np.float64), 0
         for chunks, mask in _batches(store):
             total += np.where(mask[..., None], chunks, 0).sum((0, 1, 2), dtype=np.float64)
@@ -165,8 +174,10 @@ class KnowledgeExtractor(ShapedLayer):
         mean = total / max(count, 1)
         self.esf_net.adapt(mean)
         parts = [(self.esf_net.statistics(chunks, mask).numpy(), mask) for chunks, mask in _batches(store)]
-        statistics = np.concatenate([part.astype(np.float32) for part, _ in parts] or [np.zeros((0, *self._shape[:-1], 3), np.float32)])
-        valid = np.concatenate([part[mask] for part, mask in parts] or [np.zeros((0, 3))]).astype(np.float64)
+        if not parts:
+            return np.zeros((0, *self._shape[:-1], 3), np.float32)
+        statistics = np.concatenate([part for part, _ in parts]).astype(np.float32)
+        valid = statistics[np.concatenate([mask for _, mask in parts])].astype(np.float64)
         if len(valid):
             spread = valid.std(0)
             self.esf_net.adapt(mean, center=valid.mean(0), scale=np.where(spread > _SMALLEST_SPREAD, spread, 1.0))

@@ -118,7 +118,7 @@ class IndexedExamples:
         rows, start = pq.read_metadata(self._table).num_rows, 0
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._folder) as temporary:
-            arrays: dict[str, np.ndarray] = {}
+            arrays: dict[str, np.memmap] = {}
             for raw in raw_features(self._table, features, _ROWS_AT_ONCE):
                 for name, tensor in index(raw).items():
                     if name not in files:

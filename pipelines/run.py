@@ -18,8 +18,6 @@ from kser_tf.pipelines.config import STRICT_KEYS, from_mapping, read_yaml
 from kser_tf.pipelines.job import read_job
 
 Variant = Literal["base", "all_parameters", "extractor_only", "placebo"]
-# A placebo is trained like `all_parameters`, on knowledge that another entity has.
-PLACEBO_SHUFFLE_SEED = 1
 _PREPARED = "prepared"
 _SIMULATED = "simulated"
 
@@ -237,11 +235,8 @@ def train_config(config: RunConfig, stores: dict[str, str], backbone: str, varia
         "prepared": str(config.folder / _PREPARED),
         "output": str(models / variant / f"seed-{seed}"),
     }
-    for settings in (
-        config.train.settings,
-        config.train.by_backbone.get(backbone, {}),
-        config.train.by_variant.get(variant, {}),
-    ):  # type: ignore[call-overload]
+    by_variant = {str(name): settings for name, settings in config.train.by_variant.items()}
+    for settings in (config.train.settings, config.train.by_backbone.get(backbone, {}), by_variant.get(variant, {})):
         model = {**values.get("model", {}), **settings.get("model", {})}
         values = {**values, **settings, "model": model}
     values["model"]["backbone"] = backbone
@@ -250,7 +245,8 @@ def train_config(config: RunConfig, stores: dict[str, str], backbone: str, varia
     if variant != "base":
         values["stores"] = stores
     if variant == "placebo":
-        values["shuffle_knowledge"] = PLACEBO_SHUFFLE_SEED
+        # Each seed its own shuffle: what one shuffle happens to give to a few cold items is chance.
+        values["shuffle_knowledge"] = seed
     if variant == "extractor_only":
         values["base"] = str(models / "base" / f"seed-{seed}")
     return from_mapping(TrainConfig, values, source="train")

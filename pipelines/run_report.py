@@ -102,15 +102,16 @@ def compare(models: Sequence[Any], prepared: Path, schema: DatasetSchema) -> lis
             continue
         for name, rows in slices.items():
             if len(seeds) > 1:
-                values = [[by_seed[seed].metrics["slices"][name]["auc"] for seed in seeds] for by_seed in (ours, bases)]
-                difference = paired_difference(*values)
+                aucs = [[by_seed[seed].metrics["slices"][name]["auc"] for seed in seeds] for by_seed in (ours, bases)]
+                difference = paired_difference(aucs[0], aucs[1])
                 how = f"t interval over {len(seeds)} seeds"
             else:
-                logits = [
-                    np.load(by_seed[seeds[0]].folder / "evaluation-test" / LOGITS_FILE)[rows]
-                    for by_seed in (ours, bases)
+                scores = [
+                    np.load(m.folder / "evaluation-test" / LOGITS_FILE)[rows] for m in (ours[seeds[0]], bases[seeds[0]])
                 ]
-                difference = bootstrap_auc_difference(columns[LABEL][rows], *logits, columns[schema.user_id][rows])
+                difference = bootstrap_auc_difference(
+                    columns[LABEL][rows], scores[0], scores[1], columns[schema.user_id][rows]
+                )
                 how = "bootstrap over users, 1 seed"
             found.append(
                 {

@@ -65,9 +65,13 @@ def to_numpy(outputs: list[Any]) -> list[np.ndarray]:
 
 
 def randomise(layer: Any, seed: int = 0) -> None:
-    """Sets all weights to random numbers, so that none is at its neutral start."""
+    """Sets all weights to random numbers, so that none is at its neutral start; what is divided by stays above 0."""
     generator = np.random.default_rng(seed)
-    layer.set_weights([0.5 * generator.standard_normal(weight.shape) for weight in layer.get_weights()])
+    values = {id(weight): 0.5 * generator.standard_normal(weight.shape) for weight in layer.weights}
+    values |= {
+        id(weight): 0.5 + np.abs(values[id(weight)]) for weight in layer.weights if _last_name(weight) == "scale"
+    }
+    layer.set_weights([values[id(weight)] for weight in layer.weights])
 
 
 def weights_by_name(layer: Any) -> dict[str, Any]:

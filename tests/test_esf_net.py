@@ -61,6 +61,7 @@ def reference_weights(layer: ESFNet, inputs: dict[str, np.ndarray]) -> np.ndarra
     values = {name: weight.numpy().astype("float64") for name, weight in weights_by_name(layer).items()}
     mask = inputs["mask"]
     statistics = reference_statistics(inputs["chunks"], mask, values["catalogue_mean"])
+    statistics = (statistics - values["center"]) / values["scale"]
     seen = [column for sight, column in (("neighbours", 0), ("neighbours", 1), ("catalogue", 2)) if sight in layer.sees]
     weights = np.zeros(mask.shape)
     for entity, there in enumerate(mask):
@@ -105,8 +106,10 @@ def test_layer(gate: dict[str, Any], inputs: dict[str, np.ndarray], tmp_path: Pa
             ("score_kernel", (UNITS, 1)),
             ("field_bias", (FIELDS, 1)),
             ("catalogue_mean", (WIDTH,)),
+            ("center", (3,)),
+            ("scale", (3,)),
         ],
-        frozen=("catalogue_mean",),
+        frozen=("catalogue_mean", "center", "scale"),
         tmp_path=tmp_path,
     )
 
@@ -241,7 +244,22 @@ def test_adapt_changes_what_homogeneous_chunks_get(inputs: dict[str, np.ndarray]
     after = layer(inputs["chunks"])[1].numpy()
     assert after[0, 1, 2] == pytest.approx(2 / (1 + np.exp(5)), rel=1e-5)
     assert after[0, 1, 2] == after.min()
-    assert weights["catalogue_mean"] is layer.non_trainable_weights[0]
+
+
+def test_adapt_standardises_the_statistics(inputs: dict[str, np.ndarray]) -> None:
+    layer = ESFNet(UNITS)
+    called(layer, inputs)
+    randomise(layer)
+    mean, center, scale = inputs["chunks"].mean((0, 1, 2)), np.array([0.2, -0.1, 0.4]), np.array([0.3, 0.2, 2.0])
+    layer.adapt(mean, center=center, scale=scale)
+    _, weights = called(layer, inputs)
+    np.testing.assert_allclose(weights, reference_weights(layer, inputs), atol=2e-6)
+    np.testing.assert_allclose(weights_by_name(layer)["center"], center, rtol=1e-6)
+    given = layer.statistics(inputs["chunks"], inputs["mask"])  # as they are, standardised in the call
+    np.testing.assert_allclose(given, reference_statistics(inputs["chunks"], inputs["mask"], mean), atol=1e-6)
+    np.testing.assert_array_equal(called(layer, {**inputs, "statistics": given})[1], weights)
+    layer.adapt(mean)
+    np.testing.assert_array_equal(weights_by_name(layer)["scale"], np.ones(3))
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
@@ -419,11 +437,19 @@ def test_methods_that_need_a_built_layer(inputs: dict[str, np.ndarray]) -> None:
         with pytest.raises(ValueError, match=f"filter: `{method.__name__}` needs a built layer"):
             method(argument)
     layer.build((None, FIELDS, CHUNKS, WIDTH))
-    with pytest.raises(ValueError, match=r"`mean` must have shape \(8,\), the chunks' width. Received: shape=\(9,\)"):
-        layer.adapt([0.0] * 9)
-    assert len(layer.weights) == 6
+    layer.adapt([1.0] * WIDTH)
+    for arguments, message in (
+        ({"mean": [0.0] * 9}, r"`mean` must have shape \(8,\). Received: shape=\(9,\)"),
+        ({"mean": [0.0] * 8, "center": [0.0]}, r"`center` must have shape \(3,\). Received: shape=\(1,\)"),
+        ({"mean": [0.0] * 8, "scale": [1.0, 0.0, 1.0]}, r"`scale` must be above 0. Received: \[1.0, 0.0, 1.0\]"),
+        ({"mean": [0.0] * 8, "scale": [1.0, np.nan, 1.0]}, r"`scale` must be above 0. Received: \[1.0, nan, 1.0\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer.adapt(**arguments)
+        np.testing.assert_array_equal(weights_by_name(layer)["catalogue_mean"], np.ones(WIDTH))  # nothing is set
+    assert len(layer.weights) == 8
     layer(inputs["chunks"])
-    assert len(layer.weights) == 6  # not built twice
+    assert len(layer.weights) == 8  # not built twice
 
 
 def test_nothing_is_computed_in_float64(inputs: dict[str, np.ndarray]) -> None:

@@ -231,7 +231,7 @@ def test_the_tables_are_in_no_weights_and_no_checkpoint(store: KnowledgeStore, t
         model(np.array([100]))
         assert layer.weights == []
         assert not layer.trainable
-        assert len(model.weights) == 1 + 10 + 2  # embedding, extractor, dense
+        assert len(model.weights) == 1 + 12 + 2  # embedding, extractor, dense
         path = tf.train.Checkpoint(model=model).write(str(tmp_path / f"checkpoint{copied}"))
         shapes = [shape for _, shape in tf.train.list_variables(path)]
         assert [FIELDS, CHUNKS, WIDTH] not in [shape[-3:] for shape in shapes]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kser_tf.errors import DataError, StoreError
 from kser_tf.files import read_json, write_json
@@ -74,7 +75,9 @@ def load_model(folder: str | Path) -> RankingModel:
         if not (folder / name).is_file():
             raise DataError(f"{folder} holds no trained model: {name} is missing. Make one with `kser-tf train`.")
     content = read_json(folder / MODEL_FILE)
-    config = {key: tuple(value) if isinstance(value, list) else value for key, value in content["config"].items()}
+    config: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in content["config"].items()
+    }
     model = RankingModel(
         DatasetSchema.load(folder),
         RankingModelConfig(**config),
