@@ -31,7 +31,7 @@ from kser_tf.pipelines.encoder import (
     TextEncoder,
     encoder_input,
 )
-from kser_tf.pipelines.job import current_result, fingerprint_of, read_job, write_job
+from kser_tf.pipelines.job import current_result, fingerprint_of, refuse_foreign_folder, write_job
 from kser_tf.pipelines.passages import LONGEST_PASSAGE, Passages, read_chunk_rows, read_field_columns
 from kser_tf.pipelines.projection import PROJECTION_FILE, Projection, SecondMoment, check_dimensions, compare_cosines
 from kser_tf.pipelines.text_table import IdType, find_tables
@@ -170,7 +170,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
             _log.info("%s is complete, and nothing that it depends on has changed", output)
             _remove_shards(partial)  # the job may have been killed before it did so itself
             return done
-        _refuse_foreign_folder(output)
+        refuse_foreign_folder(output, job="encode")
         passages = read_passages(config)
         shards, report = _encode_texts(passages, config, partial)
         projection, explained = _fit_projection(shards, config.dimensions)
@@ -473,14 +473,3 @@ def _is_whole(store: Path, result: dict[str, Any]) -> bool:
         # Not in the store's manifest: a store does not know where its vectors come from.
         return "projection" not in result or sha256_of_file(store / PROJECTION_FILE) == result["projection"]["sha256"]
     return False
-
-
-def _refuse_foreign_folder(folder: Path) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    job = read_job(folder) if folder.is_dir() else None
-    if job is None or job.get("job") != "encode":
-        raise ConfigError(
-            f"output: {folder} holds something that `encode` did not write, and is not replaced. Choose another "
-            "folder, or remove it."
-        )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kser_tf.errors import DataError
+from kser_tf.errors import ConfigError, DataError
 from kser_tf.files import read_json, sha256_of_file, sha256_of_json, write_json
 from kser_tf.version import __version__
 
@@ -86,6 +86,19 @@ def current_result(folder: str | Path, *, job: str, config: Any, inputs: Mapping
     if content is None or content["fingerprint"] != job_fingerprint(job, config, inputs):
         return None
     return dict(content["result"])
+
+
+def refuse_foreign_folder(folder: str | Path, *, job: str) -> None:
+    """Raises `ConfigError` if `folder` holds anything that the job did not write: that is never replaced."""
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    written = read_job(folder) if folder.is_dir() else None
+    if written is None or written.get("job") != job:
+        raise ConfigError(
+            f"output: {folder} holds something that `{job}` did not write, and is not replaced. Choose another "
+            "folder, or remove it."
+        )
 
 
 def _plain(value: Any) -> Any:

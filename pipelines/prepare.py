@@ -17,7 +17,7 @@ from kser_tf.errors import ConfigError
 from kser_tf.files import new_directory, sha256_of_json
 from kser_tf.pipelines.config import STRICT_KEYS, read_yaml
 from kser_tf.pipelines.example_cutter import ExampleCutter
-from kser_tf.pipelines.job import current_result, fingerprint_of, read_job, write_job
+from kser_tf.pipelines.job import current_result, fingerprint_of, refuse_foreign_folder, write_job
 from kser_tf.pipelines.log import (
     Source,
     check_built_sequences,
@@ -145,7 +145,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         ```
     """
     started = time.monotonic()
-    _refuse_foreign_folder(Path(config.output))
+    refuse_foreign_folder(Path(config.output), job="prepare")
     inputs = prepare_inputs(config)
     if (done := current_result(config.output, job="prepare", config=config, inputs=inputs)) is not None:
         return done
@@ -244,17 +244,6 @@ def _read_log(config: PrepareConfig) -> Source:
 
 def _fingerprint(files: list[Path]) -> str:
     return sha256_of_json([[file.name, fingerprint_of(file)] for file in files])
-
-
-def _refuse_foreign_folder(folder: Path) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    job = read_job(folder) if folder.is_dir() else None
-    if job is None or job.get("job") != "prepare":
-        raise ConfigError(
-            f"output: {folder} holds something that `prepare` did not write, and is not replaced. Choose another "
-            "folder, or remove it."
-        )
 
 
 def _protocol(config: PrepareConfig, schema: LogSchema) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from kser_tf.metrics import auc
 from kser_tf.pipelines.catalogue import FACETS, FIELDS, FILMS_FILE, Film, load_films
 from kser_tf.pipelines.catalogue.faults import Chunk, FaultShares, plant_faults
 from kser_tf.pipelines.config import STRICT_KEYS
-from kser_tf.pipelines.job import current_result, fingerprint_of, read_job, write_job
+from kser_tf.pipelines.job import current_result, fingerprint_of, refuse_foreign_folder, write_job
 
 ALL_FACETS = tuple(facet for field_name in FIELDS for facet in FACETS[field_name])
 
@@ -183,7 +183,7 @@ def simulate(config: SimulateConfig) -> dict[str, Any]:
     done = current_result(config.output, job="simulate", config=config, inputs=inputs)
     if done is not None:
         return done
-    _refuse_foreign_folder(Path(config.output))
+    refuse_foreign_folder(Path(config.output), job="simulate")
     films = load_films()
     chunks = plant_faults(films, config.faults, config.seed)
     opinions = _form_opinions(films, config)
@@ -512,14 +512,3 @@ def _averaged_sigmoid(logits: np.ndarray, noise: float) -> np.ndarray:
     """Returns the mean of the sigmoid over normal noise on the logit (Gauss-Hermite quadrature)."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(15)
     return np.asarray(_sigmoid(logits[:, None] + noise * nodes) @ weights / weights.sum())
-
-
-def _refuse_foreign_folder(folder: Path) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    job = read_job(folder) if folder.is_dir() else None
-    if job is None or job.get("job") != "simulate":
-        raise ConfigError(
-            f"output: {folder} holds something that `simulate` did not write, and is not replaced. Choose another "
-            "folder, or remove it."
-        )
