@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kser_tf.errors import FileError, PathExistsError
 
@@ -70,6 +73,20 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes a JSON file (UTF-8, indented, a final newline), whole or not at all. NaN is refused: JSON has none."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_array(path: str | Path, values: np.ndarray) -> None:
+    """Writes an array as a `.npy` file, and syncs it to the disk.
+
+    Not by `np.save` alone: into a file it writes through a buffer of C, and loses the error when that is emptied onto a
+    full disk.
+    """
+    content = io.BytesIO()
+    np.save(content, values, allow_pickle=False)
+    with open(path, "wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_json(path: str | Path) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import logging
 import os
 import shutil
@@ -19,7 +18,15 @@ import numpy as np
 from tqdm import tqdm
 
 from kser_tf.errors import ConfigError, FileError, StoreError
-from kser_tf.files import exclusive_lock, new_directory, read_json, sha256_of_file, sha256_of_json, write_json
+from kser_tf.files import (
+    exclusive_lock,
+    new_directory,
+    read_json,
+    sha256_of_file,
+    sha256_of_json,
+    write_array,
+    write_json,
+)
 from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.pipelines.chunking import check_language, split_into_passages
 from kser_tf.pipelines.config import STRICT_KEYS
@@ -193,7 +200,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
                 "lowest_stored_cosine": description["lowest_cosine"],
             }
             if projection is not None:
-                _save(folder / PROJECTION_FILE, projection.matrix)
+                write_array(folder / PROJECTION_FILE, projection.matrix)
                 result["projection"] = {
                     "file": PROJECTION_FILE,
                     "sha256": sha256_of_file(folder / PROJECTION_FILE),
@@ -277,7 +284,7 @@ class _Shards:
     def write(self, path: Path, encoded: Encoded) -> None:
         temporary = path.with_suffix(".tmp")
         try:
-            _save(temporary, np.column_stack([encoded.vectors, encoded.cut.astype(np.float32)]))
+            write_array(temporary, np.column_stack([encoded.vectors, encoded.cut.astype(np.float32)]))
             os.replace(temporary, path)
         except OSError:
             temporary.unlink(missing_ok=True)
@@ -307,20 +314,6 @@ class _Shards:
 
     def _load(self, number: int) -> np.ndarray:
         return np.load(self._path(number), mmap_mode="r", allow_pickle=False)
-
-
-def _save(path: Path, values: np.ndarray) -> None:
-    """Writes a NumPy file.
-
-    Not by `np.save` alone: into a file it writes through a buffer of C, and loses the error when that is emptied onto a
-    full disk.
-    """
-    content = io.BytesIO()
-    np.save(content, values, allow_pickle=False)
-    with open(path, "wb") as file:
-        file.write(content.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _encode_texts(passages: Passages, config: EncodeConfig, folder: Path) -> tuple[_Shards, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kser_tf.files import new_directory, write_json
+from kser_tf.files import new_directory, write_array, write_json
 from kser_tf.metrics import auc_by_popularity, calibration_curve, evaluate_slices, sigmoid
 from kser_tf.pipelines.config import STRICT_KEYS
 from kser_tf.pipelines.job import current_result, fingerprint_of, write_job
@@ -89,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     with new_directory(config.folder, overwrite=True) as folder:
         write_json(folder / METRICS_FILE, result)
-        np.save(folder / LOGITS_FILE, logits.astype(np.float32))
+        write_array(folder / LOGITS_FILE, logits.astype(np.float32))
         write_job(
             folder, job="evaluate", config=config, inputs=inputs, result=result, seconds=time.monotonic() - started
         )
