@@ -75,7 +75,11 @@ def main() -> None:
                 )
                 print(measured[-1], flush=True)
             tf.keras.backend.clear_session()
-    write_results(given.output, vars(given), {"store": store.describe(), "measured": measured})
+    write_results(
+        given.output,
+        vars(given),
+        {"store": {k: v for k, v in store.describe().items() if k != "path"}, "measured": measured},
+    )
 
 
 class Contestant:

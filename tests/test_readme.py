@@ -20,7 +20,9 @@ def block(language):
 
 
 def indented(beginning):
-    return next(line.strip() for line in README.splitlines() if line.strip().startswith(beginning) and line.startswith("    "))
+    return next(
+        line.strip() for line in README.splitlines() if line.strip().startswith(beginning) and line.startswith("    ")
+    )
 
 
 def test_the_layers_in_ones_own_model(tmp_path, monkeypatch):
