@@ -138,7 +138,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             curve = _curve(output)
         shutil.rmtree(output / _BACKUP_FOLDER, ignore_errors=True)
 
-        best = max(range(len(curve)), key=lambda i: curve[i]["val_auc"])
+        best = _best(curve)
         result = {
             "strategy": config.strategy,
             "backbone": config.model.backbone,
