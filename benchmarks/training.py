@@ -52,6 +52,9 @@ def main() -> None:
                 BASE: Contestant(given, schema, backbone, batch_size, None, all_parameters),
                 "all_parameters": Contestant(given, schema, backbone, batch_size, {entity: store}, all_parameters),
                 "extractor_only": Contestant(given, schema, backbone, batch_size, {entity: store}, extractor_only),
+                "all_parameters, without historical embeddings": Contestant(
+                    given, schema, backbone, batch_size, {entity: store}, all_parameters, historical=False
+                ),
                 "extractor_alone": Contestant(
                     given, schema, backbone, batch_size, {entity: store}, lambda model: extractor_only(model, also=())
                 ),
@@ -85,7 +88,7 @@ def main() -> None:
 class Contestant:
     """A model, compiled, and its endless examples."""
 
-    def __init__(self, given, schema, backbone, batch_size, stores, strategy, cached=False) -> None:
+    def __init__(self, given, schema, backbone, batch_size, stores, strategy, *, cached=False, historical=True) -> None:
         self.batch_size = batch_size
         tf.keras.utils.set_random_seed(1)
         self.model = RankingModel(
@@ -93,6 +96,8 @@ class Contestant:
         )
         self.model.make_weights()
         self.model.adapt(stores or {})
+        if historical:
+            self.model.keep_historical_embeddings()
         strategy(self.model)
         self.model.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
         examples = IndexedExamples(given.prepared, "train", stores)

@@ -214,33 +214,34 @@ class ESFNet(ShapedLayer):
             ValueError: As the call, or the layer is not built.
         """
         self._require_built("weigh")
-        return self.weights_of_checked(
-            *checked_chunks(chunks, mask, self._shape, self.compute_dtype), context, statistics
-        )
+        chunks, mask = checked_chunks(chunks, mask, self._shape, self.compute_dtype)
+        return self.weights_of_checked(chunks, mask, context, self.checked_statistics(statistics, mask))
 
     def call(self, chunks: Any, mask: Any = None, context: Any = None, statistics: Any = None) -> tuple[Any, Any]:
         chunks, mask = checked_chunks(chunks, mask, self._shape, self.compute_dtype)
-        weights = self.weights_of_checked(chunks, mask, context, statistics)
+        weights = self.weights_of_checked(chunks, mask, context, self.checked_statistics(statistics, mask))
         return chunks * weights[..., None], weights
 
+    def checked_statistics(self, statistics: Any, mask: Any) -> Any:
+        """Returns given statistics in the compute dtype, 0 where masked, or `None` if there are none."""
+        if statistics is None:
+            return None
+        statistics = tf.cast(with_shape("statistics", statistics, (*self._shape[:2], _STATISTICS)), self.compute_dtype)
+        return tf.where(mask[..., None], statistics, tf.zeros_like(statistics))
+
     def weights_of_checked(self, chunks: Any, mask: Any, context: Any, statistics: Any) -> Any:
-        """Returns the weights of chunks that `checked_chunks` returned: for layers that check them once for all."""
-        fields, per_field, _ = self._shape
+        """Returns the weights, for layers that check chunks and statistics once for all.
+
+        Chunks and statistics must be finite, and of the compute dtype; what they hold where masked does not matter.
+        """
         hidden = tf.cast(self._bias, chunks.dtype)
-        if self._chunk_kernel is not None:
-            hidden = hidden + self._projected(chunks, self._chunk_kernel)
         if self._statistics_kernel is not None:
             if statistics is None:
                 statistics = self._statistics(chunks, mask)
-            else:
-                statistics = tf.cast(
-                    with_shape("statistics", statistics, (fields, per_field, _STATISTICS)), chunks.dtype
-                )
-                statistics = tf.where(mask[..., None], statistics, tf.zeros_like(statistics))
-            statistics = (statistics - tf.cast(self._center, chunks.dtype)) / tf.cast(self._scale, chunks.dtype)
-            if len(self._used_statistics) < _STATISTICS:
-                statistics = tf.gather(statistics, self._used_statistics, axis=-1)
-            hidden = hidden + self._projected(statistics, self._statistics_kernel)
+            kernel, shift = self._kernel_of_raw_statistics(chunks.dtype)
+            hidden = self._projected(statistics, kernel) + (hidden - shift)
+        if self._chunk_kernel is not None:
+            hidden = hidden + self._projected(chunks, self._chunk_kernel)
         if self._context_kernel is not None:
             hidden = hidden + self._projected_context(context, self._context_kernel, chunks.dtype)
         elif context is not None and "context" in self.sees:
@@ -250,6 +251,14 @@ class ESFNet(ShapedLayer):
             hidden = tf.broadcast_to(hidden, tf.concat([tf.shape(mask), [self.units]], 0))
         score = self._projected(hidden, self._score_kernel)[..., 0] + tf.cast(self._field_bias, chunks.dtype)
         return self._gated(score, mask)
+
+    def _kernel_of_raw_statistics(self, dtype: Any) -> tuple[Any, Any]:
+        """Kernel `(3, units)` and shift `(units,)` that standardise the statistics and project them, in one product."""
+        kernel = tf.cast(self._statistics_kernel, dtype)
+        if len(self._used_statistics) < _STATISTICS:
+            kernel = tf.scatter_nd([[i] for i in self._used_statistics], kernel, (_STATISTICS, self.units))
+        kernel = kernel / tf.cast(self._scale, dtype)[:, None]
+        return kernel, tf.linalg.matvec(kernel, tf.cast(self._center, dtype), transpose_a=True)
 
     def _projected_context(self, context: Any, kernel: Any, dtype: Any) -> Any:
         if context is None:

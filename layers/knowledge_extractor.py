@@ -131,15 +131,17 @@ class KnowledgeExtractor(ShapedLayer):
         return_weights: bool = False,
     ) -> Any:
         chunks, mask = checked_chunks(chunks, mask, self._shape, self.compute_dtype)
+        statistics = self.esf_net.checked_statistics(statistics, mask)
         aligned, weights = self.extract_checked(query, chunks, mask, context, statistics)
         return (aligned, weights) if return_weights else aligned
 
     def extract_checked(
         self, query: Any, chunks: Any, mask: Any, context: Any = None, statistics: Any = None
     ) -> tuple[Any, Any]:
-        """Does the call's work on chunks that are zero where masked, as `KnowledgeLookup` gives them.
+        """Does the call's work on chunks and statistics that are finite everywhere, as `KnowledgeLookup` gives them.
 
-        It spares a pass over them. The layer must be built. Returns the aligned vectors and the chunk weights.
+        It spares passes over them: what masked ones hold does not matter, their weights are 0. The layer must be built,
+        and statistics be in its compute dtype. Returns the aligned vectors and the chunk weights.
         """
         weights = self.esf_net.weights_of_checked(chunks, mask, self._context(query, context), statistics)
         return self.alignment.align_checked(query, chunks, mask, weights), weights

@@ -96,16 +96,18 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         """Returns the int32 row of each id in the store, -1 for ids that it does not hold; shape of `ids`."""
         return self._connected().rows(ids)
 
-    def lookup_rows(self, rows: Any) -> tuple[Any, Any]:
+    def lookup_rows(self, rows: Any, *, clear: bool = True) -> tuple[Any, Any]:
         """Does the layer's work from rows instead of ids: for pipelines that turned ids into rows before.
 
         Args:
             rows: int32 or int64, of any shape, from `rows`; -1 for no knowledge.
+            clear: bool. Whether the chunks of rows without knowledge are 0. `False` spares a pass over the chunks: they
+                are then some other entity's, finite, to be told by the mask alone. Defaults to `True`.
 
         Returns:
             As the call.
         """
-        return self._connected().gather(rows, self.compute_dtype)
+        return self._connected().gather(rows, self.compute_dtype, clear=clear)
 
     def __call__(self, ids: Any, **kwargs: Any) -> Any:
         # Keras 2 runs `call` to learn the shapes when a functional model is put together, also when it is loaded and
@@ -216,13 +218,15 @@ class KnowledgeTables(tf.Module):
                 self._rows = tf.lookup.StaticHashTable(initializer, UNKNOWN_ROW)
         return tf.cast(self._rows.lookup(tf.cast(ids, self._id_dtype)), tf.int32)
 
-    def gather(self, rows: Any, dtype: Any) -> tuple[Any, Any]:
-        """Returns chunks and mask of `rows`."""
+    def gather(self, rows: Any, dtype: Any, *, clear: bool = True) -> tuple[Any, Any]:
+        """Returns chunks and mask of `rows`; `clear` as for `KnowledgeLookup.lookup_rows`."""
         rows = tf.convert_to_tensor(rows)
         safe = tf.maximum(rows, 0)
         mask = tf.gather(self._mask, safe) & (rows >= 0)[..., None, None]
         chunks = tf.cast(tf.gather(self._vectors, safe), dtype)
         if self._scales is None:
+            if not clear:
+                return chunks, mask
             return tf.where(mask[..., None], chunks, tf.zeros_like(chunks)), mask
         scales = tf.cast(tf.gather(self._scales, safe), dtype)
         scales = tf.where(mask, scales, tf.zeros_like(scales))  # instead of the chunks: a pass over them less

@@ -68,6 +68,17 @@ class EpochTimer(tf.keras.callbacks.Callback):
             logs["rows_per_second"] = timed[0] / timed[1] if self._steps > 1 else self._batch_size / logs["seconds"]
 
 
+class HistoricalRefresh(tf.keras.callbacks.Callback):
+    """Makes the memory of historical embeddings anew at each epoch's start, so that an epoch depends on the weights alone.
+
+    A run that was stopped then goes on as it would have. Stands after `EpochTimer`, which counts the time.
+    """
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Aligns all entities; nothing where the model keeps no historical embeddings."""
+        self.model.embedding.refresh_historical_embeddings()
+
+
 class ResumedEarlyStopping(tf.keras.callbacks.EarlyStopping):
     """Keras' EarlyStopping, which knows the epochs before the run was stopped.
 

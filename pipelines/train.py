@@ -38,6 +38,8 @@ class TrainConfig:
         base: Folder of the trained base that `extractor_only` starts from.
         also: Parts of the backbone that `extractor_only` trains beside the extractor.
         shuffle_knowledge: Seed to shuffle the knowledge between the entities with: the placebo. Defaults to none.
+        historical_embeddings: Whether a step aligns the knowledge of its candidates alone, and takes that of the histories
+            from memory (`FeatureEmbedding.keep_historical_embeddings`): faster, and a little less exact.
         model: Hyper-parameters of the model.
         batch_size: Examples a step.
         epochs: At most so many.
@@ -56,6 +58,7 @@ class TrainConfig:
     base: str | None = None
     also: tuple[Literal["embedding", "output"], ...] = ("embedding", "output")
     shuffle_knowledge: int | None = None
+    historical_embeddings: bool = True
     model: RankingModelConfig = field(default_factory=RankingModelConfig)
     batch_size: int = 1024
     epochs: int = 10
@@ -118,6 +121,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         model.adapt(stores)
         if config.base is not None:
             model.copy_backbone(load_model(config.base))
+        if config.historical_embeddings:
+            model.keep_historical_embeddings()
         report = _apply_strategy(model, config)
         model.compile(optimizer=tf.keras.optimizers.Adam(config.learning_rate))
         save_model(output, model, references)
@@ -219,11 +224,12 @@ def _callbacks(config: TrainConfig, output: Path, curve: Any, validation: Any, s
     import tensorflow as tf
 
     from kser_tf.models.model_folder import WEIGHTS_FILE
-    from kser_tf.pipelines.callbacks import EpochTimer, ResumedEarlyStopping, ValidationAUC
+    from kser_tf.pipelines.callbacks import EpochTimer, HistoricalRefresh, ResumedEarlyStopping, ValidationAUC
 
     best = max((epoch["val_auc"] for epoch in curve), default=None)
     callbacks = [
         EpochTimer(config.batch_size, steps),
+        HistoricalRefresh(),
         ValidationAUC(validation, EVALUATION_BATCH),
         tf.keras.callbacks.ModelCheckpoint(
             output / WEIGHTS_FILE,

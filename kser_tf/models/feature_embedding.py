@@ -10,7 +10,11 @@ import tensorflow as tf
 
 from kser_tf.layers import KnowledgeExtractor, KnowledgeLookup
 from kser_tf.models.feature_indexer import rows_name, vocabulary_rows
+from kser_tf.models.historical_embeddings import HistoricalEmbeddings
 from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, DatasetSchema, Feature
+
+# Entities aligned at once when the memory of the histories is made anew: 9 chunks of 384 numbers each are 57 MB then.
+_REFRESHED_AT_ONCE = 4096
 
 
 class FeatureEmbedding(tf.keras.layers.Layer):
@@ -21,7 +25,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     an entity is added to its embedding, wherever the entity stands, as candidate or in a history.
 
     Whatever stands in a batch more than once is embedded and aligned once (`tf.unique`), then copied to its places: a
-    history of 20 items in 1,024 rows names about 2,700 distinct ones of MovieLens-1M, not 21,504.
+    history of 20 items in 1,024 rows names about 2,700 distinct ones of MovieLens-1M, not 21,504. With
+    `keep_historical_embeddings`, training aligns the candidates alone, a third of them.
 
     Args:
         schema: The prepared data set's columns.
@@ -54,6 +59,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self.extractors = dict(extractors or {})
         self._by_vocabulary = _by_vocabulary(schema.features)
         self._statistics: dict[str, Any] = {}
+        self._historical: dict[str, HistoricalEmbeddings] = {}
         # All weights are in sub-layers, so that tables and extractors can be frozen apart.
         self._tables = {
             name: tf.keras.layers.Embedding(
@@ -88,6 +94,33 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         those of an exported model, compute them from the chunks.
         """
         self._statistics = {**self._statistics, entity: tf.constant(statistics)}
+
+    def keep_historical_embeddings(self) -> None:
+        """From now on, training aligns the knowledge of candidates alone; entities of the histories keep what they had.
+
+        An entity that stands in a batch as a candidate is aligned anew and remembered. One that stands only in histories
+        takes the aligned vector remembered of it, at most as old as the last `refresh_historical_embeddings`, and passes
+        no gradient into the extractor; its own embedding is trained as before. Predictions (`training=False`) align
+        everything anew. Entities that are never candidates go on being aligned anew.
+
+        References:
+            - [Fey et al., GNNAutoScale: Scalable and Expressive Graph Neural Networks via Historical Embeddings,
+              2021](https://arxiv.org/abs/2106.05609), where neighbours outside the batch are taken from memory
+        """
+        for name, entity in self._entity_of.items():
+            if entity is not None and not _is_sequence(self._by_vocabulary[name][0]):
+                rows = len(self.lookups[entity].tables().ids)
+                self._historical[entity] = HistoricalEmbeddings(rows, self.width)
+
+    def refresh_historical_embeddings(self) -> None:
+        """Aligns all entities anew for the memory of `keep_historical_embeddings`, batch by batch."""
+        for vocabulary, entity in self._entity_of.items():
+            if entity not in self._historical:
+                continue
+            for start in range(0, len(self.lookups[entity].tables().ids), _REFRESHED_AT_ONCE):
+                rows = tf.range(start, min(start + _REFRESHED_AT_ONCE, int(self._row_index[entity].shape[0])))
+                base = self._tables[vocabulary](tf.gather(self._row_index[entity], rows))
+                self._historical[entity].write(rows, self._aligned(entity, base, rows, training=True))
 
     def call(self, features: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
         embedded = {name: layer(features[name][:, None]) for name, layer in self._numbers.items()}
@@ -124,7 +157,15 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         keys = [self._keys(feature, entity, features) for feature in sharing]
         sizes = [tf.size(key) for key in keys]
         distinct, places = tf.unique(tf.concat([tf.reshape(key, [-1]) for key in keys], 0))
-        vectors = self._embed_keys(vocabulary, entity, distinct, training)
+        if entity is None:
+            vectors = self._tables[vocabulary](distinct)
+        elif training and entity in self._historical:
+            # Candidates stand before the histories, so their distinct keys are the first ones.
+            in_candidates = tf.add_n(sizes[: sum(not _is_sequence(feature) for feature in sharing)])
+            candidates = tf.reduce_max(places[:in_candidates]) + 1
+            vectors = self._embed_keys(vocabulary, entity, distinct, training, candidates)
+        else:
+            vectors = self._embed_keys(vocabulary, entity, distinct, training)
         embedded = {}
         for feature, key, place in zip(sharing, keys, tf.split(places, tf.stack(sizes)), strict=True):
             vector = tf.reshape(tf.gather(vectors, place), tf.concat([tf.shape(key), [self.width]], 0))
@@ -142,33 +183,46 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         row = features[rows_name(feature.name)]
         return tf.where(row >= 0, row, index + tf.size(self._row_index[entity]))
 
-    def _embed_keys(self, vocabulary: str, entity: str | None, keys: Any, training: bool) -> Any:
-        table = self._tables[vocabulary]
-        if entity is None:
-            return table(keys)
+    def _embed_keys(self, vocabulary: str, entity: str, keys: Any, training: bool, candidates: Any = None) -> Any:
+        """Embeds distinct keys. Those after the first `candidates` take their knowledge from memory."""
         row_index = self._row_index[entity]
         store_rows = tf.size(row_index)
         has_row = keys < store_rows
         row = tf.where(has_row, keys, -tf.ones_like(keys))
         index = tf.where(has_row, tf.gather(row_index, tf.maximum(row, 0)), keys - store_rows)
-        base = table(index)
-        chunks, mask = self.lookups[entity].lookup_rows(row)
+        base = self._tables[vocabulary](index)
+        if candidates is None:
+            return base + self._aligned(entity, base, row, training=training)
+        memory = self._historical[entity]
+        aligned = self._aligned(entity, base[:candidates], row[:candidates], training=training)
+        remembered = tf.cast(memory.read(row[candidates:]), aligned.dtype)
+        memory.write(row[:candidates], aligned)
+        return base + tf.concat([aligned, remembered], 0)
+
+    def _aligned(self, entity: str, base: Any, rows: Any, *, training: bool) -> Any:
+        """The aligned knowledge of entities, `(n, width)`, from their embeddings and their store rows (-1 for none)."""
+        # What stands in a chunk without knowledge does not matter: its weight is 0.
+        chunks, mask = self.lookups[entity].lookup_rows(rows, clear=False)
         statistics = None
         if training and entity in self._statistics:
-            statistics = tf.gather(self._statistics[entity], tf.maximum(row, 0))
+            statistics = tf.cast(tf.gather(self._statistics[entity], tf.maximum(rows, 0)), chunks.dtype)
         extractor = self.extractors[entity]
         if not extractor.built:
             extractor(base[:, None], chunks, mask=mask)
-        aligned, _ = extractor.extract_checked(base[:, None], chunks, mask, statistics=statistics)
-        return base + aligned[:, 0]
+        return extractor.extract_checked(base[:, None], chunks, mask, statistics=statistics)[0][:, 0]
 
 
 def _by_vocabulary(features: Iterable[Feature]) -> dict[str, list[Feature]]:
+    """The features of each vocabulary, sequences last."""
     found: dict[str, list[Feature]] = {}
     for feature in features:
         if feature.vocabulary is not None:
             found.setdefault(feature.vocabulary, []).append(feature)
-    return found
+    return {name: sorted(sharing, key=_is_sequence) for name, sharing in found.items()}
+
+
+def _is_sequence(feature: Feature) -> bool:
+    return feature.kind == "sequence"
 
 
 def _initializer() -> Any:

@@ -1,0 +1,107 @@
+"""Historical embeddings: a training step aligns its candidates, and takes the histories' knowledge from memory."""
+
+import numpy as np
+import pytest
+import small_world as world
+import tensorflow as tf
+
+from kser_tf import KnowledgeStore
+from kser_tf.schema import DatasetSchema
+
+pytestmark = pytest.mark.tfrs
+
+
+def test_memory_by_hand():
+    from kser_tf.models.historical_embeddings import HistoricalEmbeddings
+
+    memory = HistoricalEmbeddings(3, 2)
+    memory.write(tf.constant([2, -1, 0]), tf.constant([[1.0, 2.0], [0.0, 0.0], [3.0, 4.0]]))
+    np.testing.assert_array_equal(memory.read(tf.constant([0, 1, 2, -1])), [[3, 4], [0, 0], [1, 2], [0, 0]])
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    from kser_tf.pipelines.examples import IndexedExamples
+
+    store = KnowledgeStore.open(world.make_store(tmp_path_factory.mktemp("store")))
+    prepared = world.make_prepared(tmp_path_factory.mktemp("prepared"))
+    found = IndexedExamples(prepared, "train", {"item": store})
+    return DatasetSchema.load(prepared), store, found
+
+
+@pytest.fixture
+def model(examples):
+    from kser_tf.models.config import RankingModelConfig
+    from kser_tf.models.ranking_model import RankingModel
+
+    schema, store, _ = examples
+    made = RankingModel(schema, RankingModelConfig(embedding_width=4, hidden_units=(8,)), {"item": store})
+    made.make_weights()
+    made.adapt({"item": store})
+    rng = np.random.default_rng(0)
+    for weight in made.trainable_weights:
+        weight.assign(rng.normal(size=weight.shape).astype("float32") * 0.3)
+    return made
+
+
+@pytest.fixture
+def batch(examples):
+    return next(iter(examples[2].shuffled_batches(8, seed=1, epochs=1)))[0]
+
+
+def history_only(batch):
+    """The known store rows that stand in the batch's histories and are no candidate's."""
+    rows = set(batch["past_item/row"].numpy().ravel().tolist()) - {-1}
+    return sorted(rows - set(batch["item/row"].numpy().tolist()))
+
+
+def test_after_a_refresh_a_step_sees_what_it_would_see_without_memory(model, batch):
+    expected = model(batch, training=True)
+    model.keep_historical_embeddings()
+    stale = model(batch, training=True)
+    assert np.abs(stale - expected).max() > 1e-3, "an empty memory should show"
+    model.embedding.refresh_historical_embeddings()
+    np.testing.assert_allclose(model(batch, training=True), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_predictions_do_not_read_the_memory(model, batch):
+    expected = model(batch, training=False)
+    model.keep_historical_embeddings()
+    np.testing.assert_array_equal(model(batch, training=False), expected)
+
+
+def test_a_step_remembers_its_candidates_and_no_others(model, batch):
+    model.keep_historical_embeddings()
+    memory = model.embedding._historical["item"]
+    model(batch, training=True)
+    candidates = sorted(set(batch["item/row"].numpy().tolist()) - {-1})
+    others = sorted(set(range(len(world.ITEMS) - 1)) - set(candidates))
+    written = memory.read(tf.constant(candidates)).numpy()
+    assert candidates and others and (np.abs(written).max(-1) > 0).all()
+    np.testing.assert_array_equal(memory.read(tf.constant([*others, -1])), 0)
+    model.embedding.refresh_historical_embeddings()
+    np.testing.assert_allclose(memory.read(tf.constant(candidates)), written, rtol=1e-5, atol=1e-6)
+
+
+def test_histories_train_their_embeddings_and_not_the_extractor(model, batch):
+    """Only what stands in histories is left in the batch: the candidates have neither knowledge nor embedding."""
+    assert history_only(batch)
+    unknown = {"item": tf.zeros_like(batch["item"]), "item/row": -tf.ones_like(batch["item/row"])}
+    model.keep_historical_embeddings()
+    model.embedding.refresh_historical_embeddings()
+    extractor = model.extractors["item"].trainable_weights
+    table = model.embedding._tables["item"].trainable_weights
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model({**batch, **unknown}, training=True))
+    gradients = tape.gradient(loss, extractor + table)
+    for weight, gradient in zip(extractor, gradients, strict=False):
+        assert gradient is None or np.abs(gradient).max() == 0, weight.name
+    assert np.abs(tf.convert_to_tensor(gradients[-1])).max() > 0
+
+
+def test_memory_is_no_weight_and_no_part_of_checkpoints(model, tmp_path):
+    before = [weight.name for weight in model.weights]
+    model.keep_historical_embeddings()
+    assert [weight.name for weight in model.weights] == before
+    names = tf.train.list_variables(tf.train.Checkpoint(model=model).save(str(tmp_path / "checkpoint")))
+    assert not [name for name, _ in names if "historical" in name]
