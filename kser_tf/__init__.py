@@ -15,12 +15,15 @@ from kser_tf.version import __version__
 _LAZY = {
     "KnowledgeStore": "kser_tf.knowledge_store",
     "RankingModel": "kser_tf.models.ranking_model",
+    "Stage": "kser_tf.stages",
     "all_parameters": "kser_tf.strategies",
     "check": "kser_tf.serving.check",
     "export": "kser_tf.serving.export",
     "extractor_only": "kser_tf.strategies",
     "find_layer": "kser_tf.layer_paths",
     "layer_paths": "kser_tf.layer_paths",
+    "fit_in_stages": "kser_tf.stages",
+    "learning_rates": "kser_tf.optimizers",
     "trainable_report": "kser_tf.strategies",
 }
 

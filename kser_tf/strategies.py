@@ -8,28 +8,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tensorflow as tf
-
-from kser_tf.layers import AlignmentAttention, ESFNet, KnowledgeExtractor
+from kser_tf.model_parts import ModelParts, is_noise, model_parts, own_weights, with_layers_below
 
 # The parts of a backbone that extractor-only training may train beside the extractor.
 BACKBONE_PARTS = ("embedding", "output")
-_EXTRACTOR_LAYERS = (KnowledgeExtractor, ESFNet, AlignmentAttention)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainableReport:
     """What of a model is trained.
 
     Args:
         trained: For each trained weight its name and its number of parameters.
         frozen: Likewise what is not trained.
-        compile_again: bool. Whether the model was compiled before `trainable` changed: `fit` ignores the change until it is
-            compiled again.
+        parts: What was found to be extractor, embedding, output and core, where a strategy had to find it.
+        compile_again: bool. Whether the model was compiled for other weights than are trained now: `fit` then refuses to run
+            until `compile()` is called.
     """
 
     trained: dict[str, int]
     frozen: dict[str, int]
+    parts: ModelParts | None = None
     compile_again: bool = False
 
     @property
@@ -47,20 +46,20 @@ class TrainableReport:
         lines = [f"trained: {self.trained_parameters:,} of {self.total_parameters:,} parameters ({share:.1%})"]
         lines += [f"  trained  {count:>12,}  {name}" for name, count in self.trained.items()]
         lines += [f"  frozen   {count:>12,}  {name}" for name, count in self.frozen.items()]
+        if self.parts is not None:
+            lines += ["parts of the model:", *(f"  {line}" for line in str(self.parts).splitlines())]
         if self.compile_again:
             lines.append("The model was compiled before: call `compile()` again, with a new optimizer.")
         return "\n".join(lines)
 
+    __repr__ = __str__
+
 
 def trainable_report(model: Any) -> TrainableReport:
-    """Returns which weights of a built model are trained, by name and number of parameters."""
-    trained = {id(weight) for weight in model.trainable_weights}
-    parts: dict[bool, dict[str, int]] = {True: {}, False: {}}
-    for weight in model.weights:
-        part = parts[id(weight) in trained]
-        name = _unique(getattr(weight, "path", weight.name), part)
-        part[name] = math.prod(weight.shape)
-    return TrainableReport(parts[True], parts[False])
+    """Prints and returns which weights of a built model are trained, by name and number of parameters."""
+    report = _report(model)
+    print(report)
+    return report
 
 
 def all_parameters(model: Any) -> TrainableReport:
@@ -73,8 +72,9 @@ def all_parameters(model: Any) -> TrainableReport:
         What is trained now.
     """
     _require_built(model)
+    before = _trained_ids(model)
     _train_everything(model)
-    return _changed(model)
+    return _changed(model, before)
 
 
 def extractor_only(
@@ -82,114 +82,110 @@ def extractor_only(
 ) -> TrainableReport:
     """Trains the extractor and, of the backbone, its embedding and output layers; the core stays frozen.
 
-    Frozen layers behave as frozen: BatchNormalization uses and keeps its moving averages. Compile the model after it: Keras
-    fixes what is trained in `compile`, and ignores a later change in silence; this function warns of it.
+    Frozen layers behave as frozen: BatchNormalization uses and keeps its moving averages, and dropout lets everything
+    through. Compile the model after it, with a new optimizer: Keras fixes what is trained in `compile`, and would ignore a
+    later change in silence. A model that was compiled before is therefore no longer compiled, so that `fit` says so.
 
     Args:
-        model: A built model with a `KnowledgeExtractor`, or `ESFNet` and `AlignmentAttention`, somewhere in it.
+        model: A built model with an extractor somewhere in it.
         also: Which parts of the backbone are trained too: `"embedding"` and `"output"`. `()` trains the extractor alone, and
             every weight of the backbone stays bit-identical. Defaults to both.
-        embedding: The backbone's embedding layers, one or a list. Defaults to every `tf.keras.layers.Embedding` in the
-            model, or, where the model has an attribute `embedding`, that layer.
-        output: The backbone's output layers, one or a list. Defaults to the model's attribute `output_layer`.
+        embedding: The backbone's embedding layers: a layer, its path, a pattern over paths, or a list of those. Defaults to
+            what `kser_tf.model_parts.model_parts` finds; the report shows it.
+        output: Likewise the backbone's output layers.
 
     Returns:
         What is trained now.
 
     Raises:
-        ValueError: The model is not built, has no extractor, a part to be trained cannot be found, or a layer around a
+        ValueError: The model is not built, has no extractor, a part to be trained cannot be told, or a layer around a
             trained one has weights of its own, which Keras cannot freeze by themselves.
+        LayerPathError: There is no layer at a path that is named.
+
+    Example:
+
+    >>> kser_tf.extractor_only(model, embedding="*_model", output="rating_model.2")
     """
     unknown = set(also) - set(BACKBONE_PARTS)
-    if unknown:
-        raise ValueError(f"`also` may name {' and '.join(BACKBONE_PARTS)}. Received: also={tuple(also)}")
+    if isinstance(also, str) or unknown:
+        raise ValueError(f"`also` may name {' and '.join(BACKBONE_PARTS)}. Received: also={also!r}")
     _require_built(model)
-    chosen = [layer for layer in _layers_below(model) if isinstance(layer, _EXTRACTOR_LAYERS)]
-    if not chosen:
-        raise ValueError(
-            "the model has no KnowledgeExtractor, ESFNet or AlignmentAttention: there is no extractor to train."
-        )
-    if "embedding" in also:
-        chosen += _embedding_layers(model, embedding)
-    if "output" in also:
-        chosen += _output_layers(model, output)
+    parts = model_parts(model, embedding=embedding, output=output, required=also)
+    chosen = [layer for name in ("extractor", *also) for layer in getattr(parts, name).values()]
 
-    inside = {id(inner) for layer in chosen for inner in [layer, *_layers_below(layer)]}
-    around = {id(layer) for layer in _layers_below(model) if any(id(inner) in inside for inner in _layers_below(layer))}
-    for layer in [model, *_layers_below(model)]:
-        if (layer is model or id(layer) in around) and id(layer) not in inside and _own_weights(layer):
-            names = ", ".join(str(weight.name) for weight in _own_weights(layer))
+    inside = {id(inner) for layer in chosen for inner in with_layers_below(layer)}
+    around = {
+        id(layer)
+        for layer in with_layers_below(model)
+        if id(layer) not in inside and any(id(inner) in inside for inner in with_layers_below(layer))
+    }
+    for layer in with_layers_below(model):
+        if id(layer) in around and (own := [weight for weight in own_weights(layer) if weight.trainable]):
             raise ValueError(
-                f"layer {layer.name!r} holds a layer that is to be trained and weights of its own ({names}), which Keras cannot "
-                "freeze by themselves. Move them into a sub-layer."
+                f"layer {layer.name!r} holds a layer that is to be trained and weights of its own "
+                f"({', '.join(str(weight.name) for weight in own)}), which Keras cannot freeze by themselves. Move them into "
+                "a sub-layer."
             )
+    before = _trained_ids(model)
     # Setting a layer's `trainable` to false sets that of all below it: first everything, then what is to be frozen.
     _train_everything(model)
-    for layer in _layers_below(model):
+    for layer in with_layers_below(model):
         if id(layer) not in inside and id(layer) not in around:
             layer.trainable = False
-    return _changed(model)
+            if is_noise(layer):
+                _heed_trainable(layer)
+    return _changed(model, before, parts)
 
 
-def _changed(model: Any) -> TrainableReport:
-    report = trainable_report(model)
-    if not (model._is_compiled if hasattr(model, "_is_compiled") else getattr(model, "compiled", False)):
-        return report
+def _report(model: Any, parts: ModelParts | None = None, compile_again: bool = False) -> TrainableReport:
+    trained = _trained_ids(model)
+    counts: dict[bool, dict[str, int]] = {True: {}, False: {}}
+    for weight in model.weights:
+        part = counts[id(weight) in trained]
+        part[_unique(getattr(weight, "path", weight.name), part)] = math.prod(weight.shape)
+    return TrainableReport(counts[True], counts[False], parts, compile_again)
+
+
+def _trained_ids(model: Any) -> set[int]:
+    return {id(weight) for weight in model.trainable_weights}
+
+
+def _changed(model: Any, before: set[int], parts: ModelParts | None = None) -> TrainableReport:
+    compiled = "_is_compiled" if hasattr(model, "_is_compiled") else "compiled"  # Keras 2, Keras 3
+    if not getattr(model, compiled, False) or _trained_ids(model) == before:
+        return _report(model, parts)
+    setattr(model, compiled, False)
+    model.train_function = None
     warnings.warn(
-        "the model was compiled before its `trainable` changed: call `compile()` again, with a new optimizer, or `fit` trains "
-        "what it trained before.",
+        "the model was compiled before other weights were chosen to be trained: call `compile()` again, with a new optimizer. "
+        "`fit` refuses to run before.",
         stacklevel=3,
     )
-    return TrainableReport(report.trained, report.frozen, compile_again=True)
+    return _report(model, parts, compile_again=True)
 
 
 def _train_everything(model: Any) -> None:
     # One by one: a Keras 3 model that was set to what it is already does not hand it down.
-    for layer in [model, *_layers_below(model)]:
+    for layer in with_layers_below(model):
         layer.trainable = True
+
+
+def _heed_trainable(layer: Any) -> None:
+    """Has a dropout let everything through while its `trainable` is false. Keras' own does not look at it."""
+    if hasattr(layer, "_kser_tf_heeds_trainable"):
+        return
+    layer._kser_tf_heeds_trainable = True
+    call = layer.call
+
+    def heeding(inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        return call(inputs, training=training if layer.trainable else False, **kwargs)
+
+    layer.call = heeding
 
 
 def _require_built(model: Any) -> None:
     if not model.built or not model.weights:
         raise ValueError("the model has no weights yet: call it on a batch once, then choose the strategy.")
-
-
-def _layers_below(layer: Any) -> list[Any]:
-    """All layers in `layer`, at any depth, in either Keras."""
-    return list(layer._flatten_layers(include_self=False, recursive=True))
-
-
-def _own_weights(layer: Any) -> list[Any]:
-    below = {id(weight) for inner in _layers_below(layer) for weight in inner.weights}
-    return [weight for weight in layer.trainable_weights if id(weight) not in below]
-
-
-def _embedding_layers(model: Any, given: Any) -> list[Any]:
-    if given is not None:
-        return _listed(given)
-    found = [layer for layer in _layers_below(model) if isinstance(layer, tf.keras.layers.Embedding)]
-    if isinstance(getattr(model, "embedding", None), tf.keras.layers.Layer):
-        found = [model.embedding]
-    if not found:
-        raise ValueError(
-            "no embedding layer was found in the model. Name it: extractor_only(model, embedding=model.<layer>)."
-        )
-    return found
-
-
-def _output_layers(model: Any, given: Any) -> list[Any]:
-    if given is not None:
-        return _listed(given)
-    found = getattr(model, "output_layer", None)
-    if not isinstance(found, tf.keras.layers.Layer):
-        raise ValueError(
-            "the model has no attribute `output_layer`. Name it: extractor_only(model, output=model.<layer>)."
-        )
-    return [found]
-
-
-def _listed(layers: Any) -> list[Any]:
-    return list(layers) if isinstance(layers, list | tuple) else [layers]
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:

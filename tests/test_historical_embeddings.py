@@ -77,7 +77,8 @@ def test_a_step_remembers_its_candidates_and_no_others(model, batch):
     candidates = sorted(set(batch["item/row"].numpy().tolist()) - {-1})
     others = sorted(set(range(len(world.ITEMS) - 1)) - set(candidates))
     written = memory.read(tf.constant(candidates)).numpy()
-    assert candidates and others
+    assert candidates
+    assert others
     assert (np.abs(written).max(-1) > 0).all()
     np.testing.assert_array_equal(memory.read(tf.constant([*others, -1])), 0)
     model.embedding.refresh_historical_embeddings()

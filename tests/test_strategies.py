@@ -104,19 +104,105 @@ def test_optimizer_has_slots_for_trained_weights_only(model, data):
     assert len(slots) == 2 * len(trained), "Adam keeps two slots a weight"
 
 
-def test_a_change_after_compile_is_not_silent(model, data):
+def test_after_a_change_fit_refuses_until_the_model_is_compiled(model, data):
     all_parameters(model)
     model.compile(optimizer="adam", loss="mse")
+    model.fit(*data, verbose=0)
     with pytest.warns(UserWarning, match="call `compile\\(\\)` again"):
         report = extractor_only(model, also=())
     assert report.compile_again
     assert "call `compile()` again" in str(report)
-    assert not trainable_report(model).compile_again
+    with pytest.raises((RuntimeError, ValueError), match="compile"):
+        model.fit(*data, verbose=0)
+    before = model.core.get_weights()
+    fit(model, data, epochs=1)
+    assert not any(changed(before, model.core))
 
 
-def test_report_names_every_weight_once(model):
+def test_a_strategy_that_changes_nothing_leaves_the_model_compiled(model, data):
+    model.compile(optimizer="adam", loss="mse")
+    assert not all_parameters(model).compile_again
+    model.fit(*data, verbose=0)
+
+
+class WithDropout(Model):
+    def __init__(self):
+        super().__init__()
+        self.core = tf.keras.Sequential(
+            [tf.keras.layers.Dense(6), tf.keras.layers.Dropout(0.5), tf.keras.layers.GaussianNoise(1.0)], name="core"
+        )
+
+
+def test_frozen_dropout_lets_everything_through_and_thawed_dropout_drops(data):
+    model = WithDropout()
+    model(data[0])
+
+    def is_random():
+        return not np.array_equal(model(data[0], training=True), model(data[0], training=False))
+
+    assert is_random()
+    for _ in range(2):
+        extractor_only(model)
+        assert not is_random()
+        all_parameters(model)
+        assert is_random()
+
+
+def test_parts_are_found_and_shown(model):
+    parts = extractor_only(model).parts
+    assert {name: list(getattr(parts, name)) for name in ("extractor", "embedding", "output", "core")} == {
+        "extractor": ["extractor"],
+        "embedding": ["table"],
+        "output": ["output_layer"],
+        "core": [f"core.{layer.name}" for layer in model.core.layers],
+    }
+    assert "embedding  table" in str(extractor_only(model))
+
+
+def test_parts_can_be_named_by_patterns_and_paths(model):
+    dense = f"core.{model.core.layers[0].name}"
+    parts = extractor_only(model, embedding=["tab*"], output=["output_layer", dense]).parts
+    assert list(parts.embedding) == ["table"]
+    assert list(parts.output) == ["output_layer", dense]
+    assert model.core.layers[0].trainable
+    assert not model.core.layers[1].trainable
+
+
+def test_the_output_of_a_functional_model_is_where_it_ends():
+    query, chunks = tf.keras.Input((1, 4)), tf.keras.Input((FIELDS, CHUNKS, WIDTH))
+    hidden = tf.keras.layers.Flatten()(KnowledgeExtractor(name="extractor")(query, chunks))
+    gate = tf.keras.layers.Dense(1, name="attention")(hidden)
+    end = tf.keras.layers.Dense(1, name="end")(hidden * gate)
+    report = extractor_only(tf.keras.Model([query, chunks], end), also=("output",))
+    assert list(report.parts.output) == ["end"]
+    assert list(report.parts.core) == ["attention"]
+
+
+def test_of_several_single_units_the_one_named_as_output_is_taken():
+    class Several(tf.keras.Model):
+        def __init__(self, name):
+            super().__init__()
+            self.extractor = KnowledgeExtractor()
+            self.attention = tf.keras.layers.Dense(1)
+            self.final = tf.keras.layers.Dense(1, name=name)
+
+        def call(self, inputs):
+            hidden = self.extractor(inputs["query"], inputs["chunks"])[:, 0]
+            return self.final(hidden * self.attention(hidden))
+
+    inputs = {"query": tf.ones((2, 1, 4)), "chunks": tf.ones((2, FIELDS, CHUNKS, WIDTH))}
+    named, unnamed = Several("logit"), Several("final")
+    named(inputs), unnamed(inputs)
+    assert list(extractor_only(named, also=("output",)).parts.output) == ["final"]
+    with pytest.raises(ValueError, match="several may be it: 'attention', 'final'"):
+        extractor_only(unnamed, also=("output",))
+    assert not extractor_only(unnamed, also=()).parts.output
+
+
+def test_report_names_every_weight_once(model, capsys):
     extractor_only(model, also=("output",))
     report = trainable_report(model)
+    assert capsys.readouterr().out == f"{report}\n"
     assert len(report.trained) + len(report.frozen) == len(model.weights)
     assert f"{report.trained_parameters:,} of {report.total_parameters:,}" in str(report)
 
@@ -125,14 +211,28 @@ def test_report_names_every_weight_once(model):
     ("arguments", "message"),
     [
         ({"also": ("head",)}, r"`also` may name embedding and output. Received: also=\('head',\)"),
-        ({"also": ("output",), "output": None}, "no attribute `output_layer`"),
+        ({"also": "output"}, "Received: also='output'"),
+        ({"embedding": "tabel"}, "has no layer 'tabel'. Near it: 'table'"),
+        ({"embedding": "*_model"}, r"no layer fits the pattern '\*_model'"),
+        ({"output": tf.keras.layers.Dense(1)}, "is no layer of the model's backbone"),
     ],
 )
 def test_wrong_arguments(model, arguments, message):
-    if "output" in arguments:
-        del model.output_layer
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, LookupError), match=message):
         extractor_only(model, **arguments)
+
+
+def test_a_model_whose_output_cannot_be_told_is_refused(data):
+    class TwoUnits(Model):
+        def __init__(self):
+            super().__init__()
+            self.end = tf.keras.layers.Dense(2)
+            self.output_layer = lambda hidden: self.end(hidden)
+
+    two = TwoUnits()
+    two(data[0])
+    with pytest.raises(ValueError, match=r"cannot be told; none has one unit. Its layers: .*'table'"):
+        extractor_only(two)
 
 
 def test_a_model_without_extractor_is_refused():

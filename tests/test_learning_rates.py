@@ -1,0 +1,122 @@
+"""A learning rate for each part: plain gradient descent moves by rate times gradient, which is computed by hand."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kser_tf
+from kser_tf.layers import KnowledgeExtractor
+
+
+class Model(tf.keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.table = tf.keras.layers.Embedding(5, 4)
+        self.extractor = KnowledgeExtractor(num_heads=1, output_initializer="glorot_uniform")
+        self.core = tf.keras.layers.Dense(3, activation="relu")
+        self.output_layer = tf.keras.layers.Dense(1)
+
+    def call(self, inputs):
+        embedding = self.table(inputs["id"])
+        embedding += self.extractor(embedding[:, None], inputs["chunks"])[:, 0]
+        return self.output_layer(self.core(embedding))
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    chunks = rng.normal(size=(8, 1, 2, 4)).astype("float32")
+    return {"id": np.arange(8) % 5, "chunks": chunks}, rng.normal(size=(8, 1)).astype("float32")
+
+
+@pytest.fixture
+def model(data):
+    made = Model()
+    made(data[0])
+    return made
+
+
+def steps_of(model, data, optimizer):
+    """For each part, step over gradient: the rate that it was trained at."""
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean((model(data[0]) - data[1]) ** 2)
+    before = {id(weight): weight.numpy() for weight in model.trainable_weights}
+    weights = list(model.trainable_weights)
+    gradients = {
+        id(weight): tf.convert_to_tensor(gradient).numpy()
+        for weight, gradient in zip(weights, tape.gradient(loss, [_variable(w) for w in weights]), strict=True)
+    }
+    model.compile(optimizer=optimizer, loss="mse")
+    model.train_on_batch(*data)
+    rates = {}
+    for part in ("extractor", "table", "core", "output_layer"):
+        steps = [before[id(w)] - w.numpy() for w in getattr(model, part).trainable_weights]
+        slopes = [gradients[id(w)] for w in getattr(model, part).trainable_weights]
+        moved, slope = (np.concatenate([np.ravel(value) for value in values]) for values in (steps, slopes))
+        rates[part] = float(moved @ slope / (slope @ slope))
+    return rates
+
+
+def _variable(weight):
+    return getattr(weight, "value", weight) if not isinstance(weight, tf.Variable) else weight
+
+
+def test_each_part_moves_at_its_own_rate(model, data):
+    optimizer = kser_tf.learning_rates(tf.keras.optimizers.SGD(0.01), model, extractor=5.0, embedding=0.5, core=0.0)
+    rates = steps_of(model, data, optimizer)
+    expected = {"extractor": 0.05, "table": 0.005, "core": 0.0, "output_layer": 0.01}
+    assert rates == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+def test_parts_can_be_named(model, data):
+    optimizer = kser_tf.learning_rates(tf.keras.optimizers.SGD(0.01), model, output=3.0, layers={"output": "core"})
+    rates = steps_of(model, data, optimizer)
+    assert rates == pytest.approx({"extractor": 0.01, "table": 0.01, "core": 0.03, "output_layer": 0.01}, rel=1e-3)
+
+
+def test_multipliers_follow_the_optimizers_rate(model, data):
+    optimizer = kser_tf.learning_rates(tf.keras.optimizers.SGD(0.01), model, extractor=5.0)
+    model.compile(optimizer=optimizer, loss="mse")
+    optimizer.learning_rate = 0.002
+    assert float(optimizer.learning_rate) == pytest.approx(0.002)
+    assert steps_of(model, data, optimizer)["extractor"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_multipliers_of_one_change_no_bit(data):
+    weights = []
+    for with_rates in (False, True):
+        tf.keras.utils.set_random_seed(3)
+        model = Model()
+        model(data[0])
+        optimizer = tf.keras.optimizers.Adam(0.01)
+        if with_rates:
+            optimizer = kser_tf.learning_rates(optimizer, model, extractor=1.0, embedding=1.0)
+        model.compile(optimizer=optimizer, loss="mse")
+        model.fit(*data, epochs=3, batch_size=4, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    for ours, theirs in zip(*weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_schedules_are_multiplied_too(model, data):
+    schedule = tf.keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.01, 0.001])
+    rates = steps_of(model, data, kser_tf.learning_rates(tf.keras.optimizers.SGD(schedule), model, extractor=5.0))
+    assert rates["extractor"] == pytest.approx(5 * rates["core"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "message"),
+    [
+        ({"core": -1.0}, "`core` must be at least 0. Received: -1.0"),
+        ({"layers": {"head": "core"}}, "names those of embedding and output. Received: head"),
+        ({"output": 2.0, "layers": {"output": "*head"}}, "no layer fits the pattern"),
+    ],
+)
+def test_wrong_multipliers(model, multipliers, message):
+    with pytest.raises(ValueError, match=message):
+        kser_tf.learning_rates(tf.keras.optimizers.Adam(), model, **multipliers)
+
+
+def test_legacy_optimizers_are_refused(model):
+    with pytest.raises(ValueError, match="has no learning rate for each weight"):
+        kser_tf.learning_rates(object(), model, extractor=2.0)
