@@ -70,34 +70,55 @@ def test_predictions_do_not_read_the_memory(model, batch):
     np.testing.assert_array_equal(model(batch, training=False), expected)
 
 
-def test_a_step_remembers_its_candidates_and_no_others(model, batch):
+def test_a_step_remembers_what_it_aligns_and_nothing_else(model, batch):
     model.keep_historical_embeddings()
     memory = model.embedding._historical["item"]
     model(batch, training=True)
     candidates = sorted(set(batch["item/row"].numpy().tolist()) - {-1})
-    others = sorted(set(range(len(world.ITEMS) - 1)) - set(candidates))
+    outside = sorted(set(range(len(world.ITEMS) - 1)) - set(candidates) - set(history_only(batch)))
     written = memory.read(tf.constant(candidates)).numpy()
     assert candidates
-    assert others
+    assert outside
     assert (np.abs(written).max(-1) > 0).all()
-    np.testing.assert_array_equal(memory.read(tf.constant([*others, -1])), 0)
+    np.testing.assert_array_equal(memory.read(tf.constant([*outside, -1])), 0)
     model.embedding.refresh_historical_embeddings()
     np.testing.assert_allclose(memory.read(tf.constant(candidates)), written, rtol=1e-5, atol=1e-6)
 
 
-def test_histories_train_their_embeddings_and_not_the_extractor(model, batch):
-    """Only what stands in histories is left in the batch: the candidates have neither knowledge nor embedding."""
-    assert history_only(batch)
-    unknown = {"item": tf.zeros_like(batch["item"]), "item/row": -tf.ones_like(batch["item/row"])}
+def extractor_gradient(model, batch):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(batch, training=True) ** 2)
+    weights = [weight for weight in model.extractors["item"].trainable_weights if "output_kernel" in weight.name]
+    return tape.gradient(loss, weights)[0].numpy()
+
+
+def test_over_all_samples_the_extractors_gradient_is_that_of_all(model, batch, monkeypatch):
+    from kser_tf.models import feature_embedding
+
+    expected = extractor_gradient(model, batch)
     model.keep_historical_embeddings()
     model.embedding.refresh_historical_embeddings()
-    extractor = model.extractors["item"].trainable_weights
+    monkeypatch.setattr(feature_embedding, "_ONE_OF_HISTORY", 8)
+    assert len(history_only(batch)) > 8
+    gradients = []
+    for offset in range(8):
+        monkeypatch.setattr(model.embedding, "_sample_offset", lambda keys, offset=offset: offset)
+        gradients.append(extractor_gradient(model, batch))
+    assert np.abs(gradients[0] - expected).max() > 1e-3, "one sample is not all"
+    np.testing.assert_allclose(np.mean(gradients, 0), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_outside_the_sample_histories_train_their_embeddings_only(model, batch, monkeypatch):
+    model.keep_historical_embeddings()
+    model.embedding.refresh_historical_embeddings()
+    monkeypatch.setattr(model.embedding, "_sample_offset", lambda keys: tf.size(keys))
+    nothing = {"item": tf.zeros_like(batch["item"]), "item/row": -tf.ones_like(batch["item/row"])}
     table = model.embedding._tables["item"].trainable_weights
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(model({**batch, **unknown}, training=True))
-    gradients = tape.gradient(loss, extractor + table)
-    for weight, gradient in zip(extractor, gradients, strict=False):
-        assert gradient is None or np.abs(gradient).max() == 0, weight.name
+        loss = tf.reduce_sum(model({**batch, **nothing}, training=True))
+    gradients = tape.gradient(loss, [*model.extractors["item"].trainable_weights, *table])
+    for gradient in gradients[:-1]:
+        assert gradient is None or np.abs(gradient).max() == 0
     assert np.abs(tf.convert_to_tensor(gradients[-1])).max() > 0
 
 
