@@ -19,6 +19,8 @@ _LAZY = {
     "check": "kser_tf.serving.check",
     "export": "kser_tf.serving.export",
     "extractor_only": "kser_tf.strategies",
+    "find_layer": "kser_tf.layer_paths",
+    "layer_paths": "kser_tf.layer_paths",
     "trainable_report": "kser_tf.strategies",
 }
 
