@@ -50,6 +50,7 @@ class AttachedKnowledge(tf.keras.layers.Layer):
         object.__setattr__(self, "hooks", {})
 
 
+@tf.keras.utils.register_keras_serializable("kser_tf")
 class AttachedModel:
     """What a model's class gets when knowledge is attached: it is saved with its extractors.
 
