@@ -140,9 +140,11 @@ class Case:
         returned = self.score((call or model)(self.inputs(tensors(features))))
         return np.asarray(returned)[:rows]
 
-    def compile(self, model: Any, optimizer: Any = None) -> None:
+    def compile(self, model: Any, optimizer: Any = None, **arguments: Any) -> None:
         optimizer = optimizer or tf.keras.optimizers.SGD(0.1)
-        model.compile(optimizer) if self.tfrs else model.compile(optimizer, loss=self.loss)
+        if not self.tfrs:
+            arguments["loss"] = self.loss
+        model.compile(optimizer, **arguments)
 
     def fit(self, model: Any, *, epochs: int = 1, rows: int = 48, seed: int = 2, **arguments: Any) -> Any:
         """Trains on always the same batches."""
