@@ -64,8 +64,7 @@ class AttachedModel:
         model = tf.keras.layers.deserialize(config["backbone"], custom_objects=custom_objects)
         hooks = []
         for path, saved in config["knowledge"].items():
-            knowledge = KnowledgeEmbedding.from_config(saved["layer"])
-            knowledge.build((None, saved["width"]))
+            knowledge = with_weights(KnowledgeEmbedding.from_config(saved["layer"]), saved["width"])
             place = Place(path, find_layer(model, path), saved["width"], saved["ids"])
             hooks.append(Hook(place, knowledge))
         return put_in_place(model, hooks)
@@ -78,6 +77,13 @@ class AttachedModel:
         }
         with _as_backbone(self):
             return {"backbone": tf.keras.layers.serialize(self), "knowledge": knowledge}
+
+
+def with_weights(knowledge: KnowledgeEmbedding, width: int) -> KnowledgeEmbedding:
+    """Gives a `KnowledgeEmbedding` its weights, for embeddings of a width; named after it in both Kerases."""
+    with tf.name_scope(knowledge.name):
+        knowledge.build((None, width))
+    return knowledge
 
 
 def hooks_of(model: Any) -> dict[str, Hook]:
@@ -93,7 +99,10 @@ def put_in_place(model: Any, hooks: list[Hook]) -> Any:
         _set_layer(model, ATTRIBUTE, AttachedKnowledge(name=ATTRIBUTE))
     holder = getattr(model, ATTRIBUTE)
     for hook in hooks:
-        setattr(holder, _attribute_name(holder, hook.place.path), hook.knowledge)
+        name = name_of(hook.place.path)
+        while hasattr(holder, name):
+            name += "_"
+        setattr(holder, name, hook.knowledge)
         holder.hooks[hook.place.path] = hook
         for name, replacement in _replacements(hook).items():
             hook.replaced[name] = vars(hook.place.layer).get(name)
@@ -218,9 +227,7 @@ def _unlocked(layer: Any) -> Iterator[None]:
             tracker.lock()
 
 
-def _attribute_name(holder: Any, path: str) -> str:
+def name_of(path: str) -> str:
+    """Returns a path as a name for an attribute and a layer."""
     # Keras 2 makes a name scope of it, which takes neither all signs nor a leading underscore.
-    name = re.sub(r"[^A-Za-z0-9_]", "_", path).strip("_") or "place"
-    while hasattr(holder, name):
-        name += "_"
-    return name
+    return re.sub(r"[^A-Za-z0-9_]", "_", path).strip("_") or "embedding"

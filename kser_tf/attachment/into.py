@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kser_tf.attachment.attached_model import AttachedModel, Hook, forget_traces, hooks_of, put_in_place, take_away
+from kser_tf.attachment.attached_model import (
+    AttachedModel,
+    Hook,
+    forget_traces,
+    hooks_of,
+    name_of,
+    put_in_place,
+    take_away,
+    with_weights,
+)
 from kser_tf.attachment.place import Attachment, Place, find_place
 from kser_tf.attachment.report import AttachedPlace
 from kser_tf.errors import AttachError, StoreError
@@ -65,6 +74,12 @@ def detach_into(model: Any) -> Any:
     """Does `kser_tf.detach` for what is attached to embeddings."""
     if not isinstance(model, AttachedModel):
         return model
+    wider = [path for path, hook in hooks_of(model).items() if hook.knowledge.mode == APPEND]
+    if wider and model.built:
+        raise AttachError(
+            f"the layers behind {', '.join(map(repr, wider))} have been built for embeddings with knowledge beside them "
+            "(mode='append'): without it the model does not work. Make the model anew to have it without knowledge."
+        )
     model = take_away(model)
     return vars(model).pop(_SEQUENTIAL, model)
 
@@ -117,11 +132,13 @@ def _checked(into: Mapping[str, Any]) -> dict[str, Attachment]:
 def _made(place: Place, attachment: Attachment, mode: str, options: Mapping[str, Any]) -> KnowledgeEmbedding:
     table = next((x for x in [place.layer, *layer_paths(place.layer).values()] if is_embedding(x)), place.layer)
     knowledge = KnowledgeEmbedding(
-        mode=mode, extractor={**options, **(attachment.extractor or {})}, dtype=table.dtype_policy, name="knowledge"
+        mode=mode,
+        extractor={**options, **(attachment.extractor or {})},
+        dtype=table.dtype_policy,
+        name=f"{name_of(place.path)}_knowledge",
     )
     _connect(knowledge, place, attachment)
-    knowledge.build((None, place.width))
-    knowledge.extractor.adapt(attachment.store)
+    with_weights(knowledge, place.width).extractor.adapt(attachment.store)
     return knowledge
 
 
@@ -209,4 +226,3 @@ def _reported(hook: Hook) -> AttachedPlace:
         covered=covered,
         calls=hook.calls,
     )
-
