@@ -34,7 +34,8 @@ def layer_paths(model: Any) -> dict[str, Any]:
 
     Example:
 
-    >>> list(kser_tf.layer_paths(model))
+    >>> from kser_tf.layer_paths import layer_paths
+    >>> list(layer_paths(model))
     ['movie_model', 'rating_model', 'movie_model.string_lookup', 'movie_model.embedding', 'rating_model.dense']
     """
     found: dict[str, Any] = {}
