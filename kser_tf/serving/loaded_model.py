@@ -40,6 +40,7 @@ class LoadedModel:
                 self.session.close()
                 raise
         self.signatures: dict[str, Any] = contract.describe_signatures(meta_graph)
+        self.signature_defs = {name: meta_graph.signature_def[name] for name in self.signatures}
 
     def run(self, signature: str, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns a signature's outputs for a value for each of its inputs."""
