@@ -157,7 +157,9 @@ def test_refused(base: Path, tmp_path: Path, arguments: dict[str, Any], message:
 
 
 def test_no_version_at_all(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"holds no version\. Write one with kser_tf.export, or give the folder above"):
+    with pytest.raises(
+        ExportError, match=r"holds no version\. Write one with kser_tf.export, or give the folder above"
+    ):
         write_server_config(base / "2", tmp_path / "config")
     for version in (2, 9):
         (base / str(version) / "saved_model.pb").unlink()

@@ -249,8 +249,8 @@ Is it there, and what does it answer:
 
 Without the model's label the newest of the loaded versions answers, so clients name `{STABLE}`, and some of them `{CANARY}`.
 
-A new version, of `export` or `refresh`, is served once it is named here. A canary, its promotion, the way back; a server reads `{MODELS_FILE}` every 30 seconds, and a label moves to a version only
-once that is loaded:
+A new version, of `export` or `refresh`, is served once it is named here. A canary, its promotion, the way back; a server
+reads `{MODELS_FILE}` every 30 seconds, and a label moves to a version only once that is loaded:
 
     {command} --stable {labels[STABLE]} --canary {other}
     {command} --stable {other} --canary {labels[STABLE]}     # the old one stays loaded
