@@ -21,6 +21,7 @@ from kser_tf.serving.findings import (
 
 CLASSES = "classes"
 SCORES = "scores"
+REGRESSION = "outputs"
 # TensorFlow Serving's Classify refuses a signature with more outputs.
 MAX_CLASSIFY_OUTPUTS = 2
 
@@ -152,6 +153,10 @@ class SignatureJudge:
         if contract.PROBABILITY in rows and SCORES in answers and answers[SCORES].ndim == 2:
             # The class that is named last is the click.
             rows, answers = {SCORES: rows[contract.PROBABILITY]}, {SCORES: answers[SCORES][:, -1]}
+        elif REGRESSION in answers and rows:
+            # Regress has one output, whichever of the two it is.
+            nearest = min(rows, key=lambda output: differences(answers[REGRESSION], rows[output])[0])
+            rows = {REGRESSION: rows[nearest]}
         return self._compare(answers, rows, f"{contract.SIGNATURE} on the same rows", remarks)
 
     def _compare(

@@ -20,13 +20,13 @@ from tensorflow_serving.apis import (
 )
 
 from kser_tf.serving.double.served_models import (
-    REGRESSION_OUTPUT,
     ServedModels,
     ServingError,
     class_pairs,
     classify_problem,
     regress_problem,
 )
+from kser_tf.serving.signature_judge import REGRESSION
 
 _SIGNATURES_FIELD = "signature_def"
 _WORKERS = 4
@@ -97,7 +97,7 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             )
             response = regression_pb2.RegressionResponse()
             _answer_spec(response.model_spec, self._models.name, version, signature)
-            for value in outputs[REGRESSION_OUTPUT].ravel():
+            for value in outputs[REGRESSION].ravel():
                 response.result.regressions.add(value=float(value))
             return response
 

@@ -20,13 +20,13 @@ from tensorflow_serving.apis import model_pb2
 from kser_tf.errors import ExportError
 from kser_tf.serving import contract
 from kser_tf.serving.double.served_models import (
-    REGRESSION_OUTPUT,
     ServedModels,
     ServingError,
     class_pairs,
     classify_problem,
     regress_problem,
 )
+from kser_tf.serving.signature_judge import REGRESSION
 
 _PATH = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
@@ -126,7 +126,7 @@ def _answered(models: ServedModels, path: str, body: bytes | None) -> Any:
         _, _, outputs = models.predict_examples(spec, serialized, classify_problem)
         return {"results": [[list(pair) for pair in pairs] for pairs in class_pairs(outputs)]}
     _, _, outputs = models.predict_examples(spec, serialized, regress_problem)
-    return {"results": outputs[REGRESSION_OUTPUT].ravel().tolist()}
+    return {"results": outputs[REGRESSION].ravel().tolist()}
 
 
 def _predict(models: ServedModels, spec: Any, request: Mapping[str, Any]) -> Any:

@@ -14,9 +14,8 @@ from tensorflow_serving.apis import get_model_status_pb2
 from kser_tf.errors import ExportError
 from kser_tf.serving import contract
 from kser_tf.serving.loaded_model import LoadedModel
-from kser_tf.serving.signature_judge import CLASSES, MAX_CLASSIFY_OUTPUTS, SCORES
+from kser_tf.serving.signature_judge import CLASSES, MAX_CLASSIFY_OUTPUTS, REGRESSION, SCORES
 
-REGRESSION_OUTPUT = "outputs"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -156,7 +155,7 @@ def regress_problem(outputs: Mapping[str, Any]) -> str:
     """Says why Regress refuses a signature's outputs."""
     if len(outputs) != 1:
         return "Expected one output Tensor."
-    return "" if REGRESSION_OUTPUT in outputs else "No regression outputs found in SignatureDef"
+    return "" if REGRESSION in outputs else "No regression outputs found in SignatureDef"
 
 
 def class_pairs(outputs: Mapping[str, np.ndarray]) -> Iterator[list[tuple[str, float]]]:
