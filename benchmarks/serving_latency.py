@@ -3,12 +3,13 @@
     .venv/bin/python benchmarks/serving_latency.py backbone=serving/base/1 baked=serving/baked/1 \
         unbaked=serving/unbaked/1 with_knowledge=serving/unbaked/1#with_knowledge
 
-A variant is NAME=VERSION_FOLDER, or NAME=VERSION_FOLDER#SIGNATURE. The requests are the rows that the export keeps. The
-variants take turns, some calls each, round after round, so a machine that becomes slower or faster does so for all of
-them; ratios to the first variant are taken round by round. Times are those of a session's call, without network and
-protocol: what a server adds to them is the same for all. Last, the first variant of `--sweep` (default: the first) is
-called with batches of growing size and with more callers: the numbers of rows a second that `kser-tf serving-config`
-takes its values from. Writes `benchmarks/results/serving_latency.json`.
+A variant is NAME=VERSION_FOLDER, or NAME=VERSION_FOLDER#SIGNATURE; one that is named twice shows the noise. The requests
+are the rows that the export keeps. The variants take turns, call by call for the latency and a while each for the
+throughput, round after round, so a machine that becomes slower or faster does so for all of them; ratios to the first
+variant are taken round by round. Times are those of a session's call, without network and protocol: what a server adds
+to them is the same for all. Last, one variant, `--sweep` (default: the first), is called with batches of growing size and
+with more callers: the rows a second that `kser-tf serving-config` takes its values from. Writes
+`benchmarks/results/serving_latency.json`.
 """
 
 from __future__ import annotations
@@ -74,42 +75,45 @@ class Variant:
         self._model = LoadedModel(folder)
         rows, _ = contract.load_examples(Path(folder) / contract.examples_file(self._signature))
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-        self.about = {
+        self.about: dict[str, Any] = {
             "signature": self._signature,
             "load_seconds": round(time.perf_counter() - started, 3),
             "bytes": size,
             "rows": len(next(iter(rows.values()))),
         }
-        spec = self._model.signatures[self._signature]
-        self._names = list(spec["inputs"])
         # Strings as objects, as they come out of a request.
-        self._rows = [rows[name].astype(object) if rows[name].dtype.kind == "S" else rows[name] for name in self._names]
-        graph = self._model.session.graph
-        feeds = [graph.as_graph_element(spec["inputs"][name]["tensor"]) for name in self._names]
-        fetches = [graph.as_graph_element(output["tensor"]) for output in spec["outputs"].values()]
-        self._call = self._model.session.make_callable(fetches, feed_list=feeds)
+        self._rows = {
+            name: values.astype(object) if values.dtype.kind == "S" else values for name, values in rows.items()
+        }
+        self.call = self._model.direct(self._signature)
         self._next = 0
 
-    def request(self, size: int) -> list[np.ndarray]:
+    def request(self, size: int) -> dict[str, np.ndarray]:
         """Rows for one call, going on where the last one ended."""
         count = self.about["rows"]
         index = np.arange(self._next, self._next + size) % count
         self._next = (self._next + size) % count
-        return [values[index] for values in self._rows]
-
-    def call(self, request: list[np.ndarray]) -> Any:
-        """Answers a request."""
-        return self._call(*request)
+        return {name: values[index] for name, values in self._rows.items()}
 
 
 def measure_latency(variants: dict[str, Variant], size: int, given: argparse.Namespace) -> list[dict[str, Any]]:
     times: dict[str, list[list[float]]] = {name: [] for name in variants}
-    for variant in variants.values():
-        called(variant, size, 1, given.seconds)
-    for number in range(given.rounds):
-        names = list(variants)
-        for name in names[number % len(names) :] + names[: number % len(names)]:  # nobody always follows the same one
-            times[name].append(called(variants[name], size, 1, given.seconds)[1])
+    names = list(variants)
+    for number in range(-1, given.rounds):
+        found: dict[str, list[float]] = {name: [] for name in names}
+        requests = {name: [variants[name].request(size) for _ in range(16)] for name in names}
+        ends = time.perf_counter() + given.seconds * len(names)
+        turn = 0
+        while time.perf_counter() < ends or not turn:
+            first_in_turn = turn % len(names)  # nobody always follows the same one
+            for name in names[first_in_turn:] + names[:first_in_turn]:
+                before = time.perf_counter()
+                variants[name].call(requests[name][turn % len(requests[name])])
+                found[name].append(time.perf_counter() - before)
+            turn += 1
+        if number >= 0:  # the first round plans the graphs for this size
+            for name in names:
+                times[name].append(found[name])
     first = next(iter(variants))
     rows = []
     for name, rounds in times.items():

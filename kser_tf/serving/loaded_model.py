@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 
 from kser_tf.serving import contract
 
@@ -47,6 +47,19 @@ class LoadedModel:
         spec = self.signatures[signature]
         feeds = {given["tensor"]: rows[name] for name, given in spec["inputs"].items()}
         return self.session.run({name: wanted["tensor"] for name, wanted in spec["outputs"].items()}, feeds)
+
+    def direct(self, signature: str) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+        """Returns a function that does the same as `run`, without the checks and the time of Python's `Session.run`.
+
+        As in a server, a value of a wrong shape or dtype gets as far as TensorFlow's own code in C++.
+        """
+        spec = self.signatures[signature]
+        options = config_pb2.CallableOptions()
+        options.feed.extend(given["tensor"] for given in spec["inputs"].values())
+        options.fetch.extend(wanted["tensor"] for wanted in spec["outputs"].values())
+        call = self.session._make_callable_from_options(options)
+        inputs, outputs = list(spec["inputs"]), list(spec["outputs"])
+        return lambda rows: dict(zip(outputs, call(*(rows[name] for name in inputs)), strict=True))
 
     def close(self) -> None:
         """Frees what the model holds."""
