@@ -42,6 +42,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.2, help="of calls, for a variant in a round")
     parser.add_argument("--sweep", help="name of the variant for the sweep over batch sizes and callers")
+    parser.add_argument(
+        "--sweep-seconds", type=float, default=1.0, help="of calls, for each size and number of callers"
+    )
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "serving_latency.json"))
     given = parser.parse_args()
 
@@ -50,7 +53,11 @@ def main() -> None:
     throughput = [row for callers in given.callers for row in measure_throughput(variants, callers, given)]
     swept = variants[given.sweep or next(iter(variants))]
     sweep = [
-        {"batch_size": size, "callers": callers, "rows_per_second": round(called(swept, size, callers, 1.0)[0])}
+        {
+            "batch_size": size,
+            "callers": callers,
+            "rows_per_second": round(called(swept, size, callers, given.sweep_seconds)[0]),
+        }
         for size in SWEEP
         for callers in given.callers
     ]

@@ -219,6 +219,21 @@ class TestTrainingMode:
         assert "`probability` differs by" in checks["batches"].detail
         assert "when the same rows are sent twice. The model draws random numbers" in checks["batches"].detail
 
+    def test_a_keras_model_with_training_true(self, tmp_path: Path) -> None:
+        x = tf.keras.Input((2,), name="x")
+        model = tf.keras.Model(x, tf.keras.layers.Dropout(0.5)(tf.keras.layers.Dense(1)(x)))
+        archive = tf.keras.export.ExportArchive()
+        archive.track(model)
+        spec = tf.TensorSpec((None, 2), tf.float32, name="x")
+        function = tf.function(lambda x: answered(model(x, training=True)[:, 0]), input_signature=[spec])
+        archive.add_endpoint("serving_default", function)
+        archive.write_out(str(tmp_path / "1"))
+        check = checks_of(tmp_path / "1", examples={"x": np.ones((50, 2))})["batches"]
+        assert check.ok is False
+        assert (
+            "The model draws random numbers, as Dropout does in training: serve it with training=False" in check.detail
+        )
+
     def test_batch_normalization(self, tmp_path: Path) -> None:
         more = {"centred": (lambda price: {"y": price - tf.reduce_mean(price)}, [SPECS["price"]])}
         keep(save(tmp_path / "1", more), "centred", {"price": ROWS["price"]}, {})
