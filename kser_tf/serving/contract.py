@@ -14,6 +14,13 @@ import numpy as np
 from kser_tf.errors import ExportError
 
 SIGNATURE = "serving_default"
+WITH_KNOWLEDGE = "with_knowledge"
+EXAMPLES = "examples"
+CLASSIFY = "classify"
+REGRESS = "regress"
+EMBEDDINGS = "embeddings"
+# The one input of those that take serialized `tf.Example`s: TF Serving's classify and regress want this name.
+EXAMPLES_INPUT = "inputs"
 PROBABILITY = "probability"
 LOGIT = "logit"
 OUTPUTS = (PROBABILITY, LOGIT)
@@ -28,9 +35,6 @@ DESCRIPTION_VERSION = 1
 WARMUP_FILE = f"{EXTRA_FOLDER}/tf_serving_warmup_requests"
 # A server refuses a version whose file holds more.
 MAX_WARMUP_RECORDS = 1000
-
-# The one input of a signature that takes serialized tf.Example; Classify and Regress look for this name.
-EXAMPLES_INPUT = "inputs"
 
 # What a row of training data has beside the features. A request has none of it: an input of such a name means that the
 # training function was exported, and that every client would have to send a label.
@@ -75,6 +79,11 @@ _INPUT = "input/"
 _OUTPUT = "output/"
 _BYTES = "#bytes"
 _LENGTHS = "#lengths"
+
+
+def examples_file(signature: str) -> str:
+    """Returns where example rows of a signature and the model's own answers lie."""
+    return EXAMPLES_FILE if signature == SIGNATURE else f"{EXTRA_FOLDER}/kser_tf_examples.{signature}.npz"
 
 
 def as_rows(name: str, values: Any, dtype: str, shape: Sequence[int | None] | None) -> np.ndarray:
@@ -143,11 +152,6 @@ def takes_examples(signature: Mapping[str, Any]) -> bool:
     """Says whether a signature takes serialized tf.Example, and nothing else."""
     inputs = signature["inputs"]
     return list(inputs) == [EXAMPLES_INPUT] and inputs[EXAMPLES_INPUT]["dtype"] == STRING
-
-
-def examples_file(signature: str) -> str:
-    """The file with the examples that are kept for a signature."""
-    return EXAMPLES_FILE if signature == SIGNATURE else f"{EXTRA_FOLDER}/kser_tf_examples.{signature}.npz"
 
 
 def run_name(signature: str, run: str) -> str:
