@@ -75,10 +75,10 @@ AGAIN = "again"
 FROM_ROWS = "from rows"
 NAN_NUMBERS = "NaN numbers"
 
-_INPUT = "input/"
-_OUTPUT = "output/"
 _BYTES = "#bytes"
 _LENGTHS = "#lengths"
+_INPUT = "input/"
+_OUTPUT = "output/"
 
 
 def examples_file(signature: str) -> str:
