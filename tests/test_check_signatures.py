@@ -131,6 +131,13 @@ class TestSignatures:
         assert result.measurements["signatures"]["examples"]["largest_difference"]["scores"] < 1e-6
         assert set(result.measurements["signatures"]["embeddings"]["rows_per_second"]) == {"1", "7", "2"}
 
+    def test_rows_of_text_and_lists_are_made_into_examples(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "1", {"examples": for_examples(lambda **features: answered(logit_of(**features)))})
+        rows = {name: values.tolist() for name, values in ROWS.items()}
+        report, answers = session_client.examine(str(path), rows, [1])
+        assert "error" not in report["others"]["examples"][contract.FROM_ROWS]
+        np.testing.assert_allclose(answers["examples/from rows/logit"], logit_of(**ROWS), rtol=1e-6)
+
     def test_without_rows_some_are_made_up(self, tmp_path: Path) -> None:
         path = save(
             tmp_path / "1", {"lengths": (lambda x: {"n": tf.shape(x)[:1] + 0 * tf.shape(x)[0]}, [SPECS["past"]])}

@@ -100,14 +100,20 @@ def examine(
         report["load_seconds"] = time.perf_counter() - start
         report["load_bytes"] = max(0, _resident_bytes() - resident)
         report["uninitialised"] = _uninitialised(model.session)
-        if contract.SIGNATURE in model.signatures:
-            report |= _run_default(_Client(model, contract.SIGNATURE), rows, batch_sizes, answers)
         default_inputs = model.signatures.get(contract.SIGNATURE, {}).get("inputs", {})
+        table = None
+        if contract.SIGNATURE in model.signatures:
+            try:
+                table = contract.as_table(rows, default_inputs) if rows else None
+            except KserError as error:
+                report["rows_error"] = str(error)
+            else:
+                report |= _run_default(_Client(model, contract.SIGNATURE), table, batch_sizes, answers)
         report["others"] = {}
         for name in model.signatures.keys() - {contract.SIGNATURE}:
             client = _Client(model, name)
             given = (others or {}).get(name)
-            report["others"][name] = _run_other(client, given, default_inputs, rows, batch_sizes, answers)
+            report["others"][name] = _run_other(client, given, default_inputs, table, batch_sizes, answers)
         if (warmup_file := Path(path) / contract.WARMUP_FILE).is_file():
             report["warmup"] = _replay(model, warmup_file)
     return report, answers
@@ -146,14 +152,8 @@ def _uninitialised(session: Any) -> list[str]:
     return sorted(found)
 
 
-def _run_default(client: _Client, rows: Rows | None, batch_sizes: list[int], answers: Answers) -> dict[str, Any]:
+def _run_default(client: _Client, table: Rows | None, batch_sizes: list[int], answers: Answers) -> dict[str, Any]:
     """Runs the rows in batches and the odd rows one by one; returns what happened, and puts answers into `answers`."""
-    table = None
-    if rows is not None:
-        try:
-            table = contract.as_table(rows, client.inputs)
-        except KserError as error:
-            return {"rows_error": str(error)}
     runs: dict[str, Any] = {}
     if table is not None and _length(table):
         runs = _run_table(client, table, batch_sizes, answers)
