@@ -76,7 +76,7 @@ class TestInAFreshProcess:
     def test_an_export_is_right(self, exported: Path) -> None:
         result, checks = result_of(exported)
         assert result.ok, result.text()
-        assert list(checks) == [
+        assert [name for name in checks if not name.startswith("signature ")] == [
             "files",
             "loads",
             "without Keras",
