@@ -108,6 +108,9 @@ def test_batching(base: Path, tmp_path: Path) -> None:
     assert parameters.num_batch_threads.value == 6
     assert parameters.batch_timeout_micros.value == 500
     assert not parameters.pad_variable_length_inputs
+    # The largest request, split, fits into an empty queue.
+    room = parameters.max_enqueued_batches.value * parameters.max_execution_batch_size.value
+    assert parameters.max_batch_size.value <= room
 
 
 def test_monitoring(base: Path, tmp_path: Path) -> None:
