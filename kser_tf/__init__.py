@@ -20,6 +20,8 @@ _LAZY = {
     "export": "kser_tf.serving.export",
     "extractor_only": "kser_tf.strategies",
     "trainable_report": "kser_tf.strategies",
+    "write_server_config": "kser_tf.serving.server_config",
+    "write_warmup": "kser_tf.serving.warmup",
 }
 
 # RankingModel needs Keras 2, so `from kser_tf import *` leaves it out.
