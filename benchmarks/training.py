@@ -51,12 +51,20 @@ def main() -> None:
             contestants = {
                 BASE: Contestant(given, schema, backbone, batch_size, None, all_parameters),
                 "all_parameters": Contestant(given, schema, backbone, batch_size, {entity: store}, all_parameters),
-                "extractor_only": Contestant(given, schema, backbone, batch_size, {entity: store}, extractor_only),
+                "extractor_only": Contestant(
+                    given, schema, backbone, batch_size, {entity: store}, extractor_only, one_of=0
+                ),
                 "all_parameters, without historical embeddings": Contestant(
-                    given, schema, backbone, batch_size, {entity: store}, all_parameters, historical=False
+                    given, schema, backbone, batch_size, {entity: store}, all_parameters, one_of=1
                 ),
                 "extractor_alone": Contestant(
-                    given, schema, backbone, batch_size, {entity: store}, lambda model: extractor_only(model, also=())
+                    given,
+                    schema,
+                    backbone,
+                    batch_size,
+                    {entity: store},
+                    lambda model: extractor_only(model, also=()),
+                    one_of=0,
                 ),
                 "base, one cached batch": Contestant(
                     given, schema, backbone, batch_size, None, all_parameters, cached=True
@@ -88,7 +96,7 @@ def main() -> None:
 class Contestant:
     """A model, compiled, and its endless examples."""
 
-    def __init__(self, given, schema, backbone, batch_size, stores, strategy, *, cached=False, historical=True) -> None:
+    def __init__(self, given, schema, backbone, batch_size, stores, strategy, *, cached=False, one_of=8) -> None:
         self.batch_size = batch_size
         tf.keras.utils.set_random_seed(1)
         self.model = RankingModel(
@@ -96,8 +104,8 @@ class Contestant:
         )
         self.model.make_weights()
         self.model.adapt(stores or {})
-        if historical:
-            self.model.keep_historical_embeddings()
+        if one_of != 1:
+            self.model.keep_historical_embeddings(one_of)
         strategy(self.model)
         self.model.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
         examples = IndexedExamples(given.prepared, "train", stores)

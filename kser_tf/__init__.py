@@ -28,6 +28,8 @@ _LAZY = {
     "fit_in_stages": "kser_tf.stages",
     "learning_rates": "kser_tf.optimizers",
     "trainable_report": "kser_tf.strategies",
+    "write_server_config": "kser_tf.serving.server_config",
+    "write_warmup": "kser_tf.serving.warmup",
 }
 
 # RankingModel needs Keras 2, so `from kser_tf import *` leaves it out.

@@ -73,6 +73,7 @@ def _run(arguments: list[str]) -> int:
     for verb in VERBS:
         _add_job(commands, verb, with_flags=verb.name == chosen)
     _add_check(commands)
+    _add_serving_config(commands)
     _add_run(commands)
     given = parser.parse_args(arguments)
     return int(given.execute(given))
@@ -108,6 +109,34 @@ def _add_check(commands: Any) -> None:
         result = check(given.path, tolerance=given.tolerance)
         print(result.text())
         return 0 if result.ok else EXIT_CHECK_FAILED
+
+    command.set_defaults(execute=execute)
+
+
+def _add_serving_config(commands: Any) -> None:
+    command = commands.add_parser("serving-config", help="write what TensorFlow Serving in Docker is started with")
+    command.add_argument("base", metavar="BASE", help="the folder with the versions, such as serving/ranker")
+    command.add_argument("--output", metavar="DIR", required=True, help="where the files are written")
+    command.add_argument("--name", help="the name that the model is served by; default the name of BASE")
+    command.add_argument("--stable", type=int, metavar="VERSION", help="default the newest beside the canary")
+    command.add_argument("--canary", type=int, metavar="VERSION", help="a second version beside it; default none")
+    command.add_argument("--threads", type=int, help="the server's cores; default those of this machine")
+    command.add_argument("--image", help="the Docker image of TensorFlow Serving")
+
+    def execute(given: argparse.Namespace) -> int:
+        from kser_tf.serving.server_config import IMAGE, write_server_config
+
+        written = write_server_config(
+            given.base,
+            given.output,
+            name=given.name,
+            stable=given.stable,
+            canary=given.canary,
+            threads=given.threads,
+            image=given.image or IMAGE,
+        )
+        print(f"{written.folder}: {', '.join(f'{label} {version}' for label, version in written.labels.items())}")
+        return 0
 
     command.set_defaults(execute=execute)
 

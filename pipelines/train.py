@@ -38,8 +38,9 @@ class TrainConfig:
         base: Folder of the trained base that `extractor_only` starts from.
         also: Parts of the backbone that `extractor_only` trains beside the extractor.
         shuffle_knowledge: Seed to shuffle the knowledge between the entities with: the placebo. Defaults to none.
-        historical_embeddings: Whether a step aligns the knowledge of its candidates alone, and takes that of the histories
-            from memory (`FeatureEmbedding.keep_historical_embeddings`): faster, and a little less exact.
+        history_sample: Of the entities that stand in histories alone, a step aligns one in so many, and takes the others'
+            knowledge from memory (`FeatureEmbedding.keep_historical_embeddings`): faster than 1, which aligns all. 0 aligns
+            none. Defaults to 8, with `extractor_only` to 0.
         model: Hyper-parameters of the model.
         batch_size: Examples a step.
         epochs: At most so many.
@@ -58,7 +59,7 @@ class TrainConfig:
     base: str | None = None
     also: tuple[Literal["embedding", "output"], ...] = ("embedding", "output")
     shuffle_knowledge: int | None = None
-    historical_embeddings: bool = True
+    history_sample: int | None = None
     model: RankingModelConfig = field(default_factory=RankingModelConfig)
     batch_size: int = 1024
     epochs: int = 10
@@ -78,9 +79,18 @@ class TrainConfig:
             raise ConfigError(
                 "`base`, the folder of a trained base model, goes with strategy extractor_only, and only with it."
             )
+        if self.history_sample is not None and self.history_sample < 0:
+            raise ConfigError(f"`history_sample` must be at least 0. Received: {self.history_sample}")
         for name in ("batch_size", "epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` must be at least 1. Received: {getattr(self, name)}")
+
+    @property
+    def one_of_history(self) -> int:
+        """`history_sample`, or its default."""
+        if self.history_sample is not None:
+            return self.history_sample
+        return 0 if self.strategy == "extractor_only" else 8
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -121,8 +131,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         model.adapt(stores)
         if config.base is not None:
             model.copy_backbone(load_model(config.base))
-        if config.historical_embeddings:
-            model.keep_historical_embeddings()
+        if config.one_of_history != 1:
+            model.keep_historical_embeddings(config.one_of_history)
         report = _apply_strategy(model, config)
         model.compile(optimizer=tf.keras.optimizers.Adam(config.learning_rate))
         save_model(output, model, references)

@@ -93,12 +93,9 @@ def extractor_gradient(model, batch):
 
 
 def test_over_all_samples_the_extractors_gradient_is_that_of_all(model, batch, monkeypatch):
-    from kser_tf.models import feature_embedding
-
     expected = extractor_gradient(model, batch)
     model.keep_historical_embeddings()
     model.embedding.refresh_historical_embeddings()
-    monkeypatch.setattr(feature_embedding, "_ONE_OF_HISTORY", 8)
     assert len(history_only(batch)) > 8
     gradients = []
     for offset in range(8):
@@ -108,10 +105,12 @@ def test_over_all_samples_the_extractors_gradient_is_that_of_all(model, batch, m
     np.testing.assert_allclose(np.mean(gradients, 0), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_outside_the_sample_histories_train_their_embeddings_only(model, batch, monkeypatch):
-    model.keep_historical_embeddings()
+@pytest.mark.parametrize("one_of", [0, 8])
+def test_outside_the_sample_histories_train_their_embeddings_only(model, batch, monkeypatch, one_of):
+    model.keep_historical_embeddings(one_of)
     model.embedding.refresh_historical_embeddings()
-    monkeypatch.setattr(model.embedding, "_sample_offset", lambda keys: tf.size(keys))
+    if one_of:  # Beyond the last key: the sample is empty.
+        monkeypatch.setattr(model.embedding, "_sample_offset", lambda keys: tf.size(keys))
     nothing = {"item": tf.zeros_like(batch["item"]), "item/row": -tf.ones_like(batch["item/row"])}
     table = model.embedding._tables["item"].trainable_weights
     with tf.GradientTape() as tape:
@@ -128,3 +127,27 @@ def test_memory_is_no_weight_and_no_part_of_checkpoints(model, tmp_path):
     assert [weight.name for weight in model.weights] == before
     names = tf.train.list_variables(tf.train.Checkpoint(model=model).save(str(tmp_path / "checkpoint")))
     assert not [name for name, _ in names if "historical" in name]
+
+
+def test_id_dropout_takes_a_share_of_the_known_entities_for_unknown(examples, batch):
+    """With knowledge worth nothing, a dropped item's prediction is that of an unknown item; others stay as they are."""
+    from kser_tf.models.config import RankingModelConfig
+    from kser_tf.models.ranking_model import RankingModel
+
+    schema, store, _ = examples
+    tf.keras.utils.set_random_seed(1)
+    config = RankingModelConfig(embedding_width=4, hidden_units=(8,), id_dropout=0.5)
+    model = RankingModel(schema, config, {"item": store})
+    model.make_weights()
+    table = model.embedding._tables["item"].weights[0]
+    table.assign(tf.random.normal(table.shape))
+    trained = model.embedding(batch, training=True)["item"].numpy()
+    own = model.embedding(batch, training=False)["item"].numpy()
+    is_own = np.isclose(trained, own).all(-1)
+    is_unknown = np.isclose(trained, table.numpy()[1]).all(-1)
+    assert (is_own | is_unknown).all()
+    assert is_own.any()
+    assert is_unknown.any()
+    np.testing.assert_array_equal(trained, model.embedding(batch, training=True)["item"], err_msg="told by the batch")
+    without_row = batch["item/row"].numpy() < 0
+    assert is_own[without_row].all()

@@ -13,6 +13,8 @@ class RankingModelConfig:
         backbone: Name of a module in `kser_tf.models.backbones`, or "package.module:Class".
         embedding_width: Width of every feature's embedding.
         embedding_l2: Weight of the L2 penalty on the embedding tables.
+        id_dropout: Share of the entities with knowledge that a training step takes for unknown, so that the extractor learns
+            to speak for cold ones. Used with knowledge only.
         hidden_units: Widths of the deep part's layers.
         dropout: Dropout in the deep part.
         num_heads: Heads of the alignment attention.
@@ -28,6 +30,7 @@ class RankingModelConfig:
     backbone: str = "din"
     embedding_width: int = 32
     embedding_l2: float = 0.0
+    id_dropout: float = 0.0
     hidden_units: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
     num_heads: int = 2

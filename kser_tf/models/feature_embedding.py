@@ -11,13 +11,10 @@ import tensorflow as tf
 from kser_tf.layers import KnowledgeExtractor, KnowledgeLookup
 from kser_tf.models.feature_indexer import rows_name, vocabulary_rows
 from kser_tf.models.historical_embeddings import HistoricalEmbeddings
-from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, DatasetSchema, Feature
+from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, UNKNOWN_INDEX, DatasetSchema, Feature
 
 # Entities aligned at once when the memory of the histories is made anew: 9 chunks of 384 numbers each are 57 MB then.
 _REFRESHED_AT_ONCE = 4096
-# Of the entities that stand in histories alone, one in so many is aligned in a training step with historical embeddings.
-# None at all cost an eighth of the gain in AUC on MovieLens-1M; see benchmarks/README.md.
-_ONE_OF_HISTORY = 16
 
 
 class FeatureEmbedding(tf.keras.layers.Layer):
@@ -37,12 +34,19 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         lookups: For each kind of entity with knowledge its `KnowledgeLookup`.
         extractors: For each kind of entity with knowledge its `KnowledgeExtractor`.
         regularizer: Of the embedding tables. Defaults to `None`.
+        id_dropout: float. The share of the entities with knowledge that a training step takes for unknown: their embedding is
+            that of an id that the vocabulary does not hold, beside their knowledge. The extractor so learns to speak for
+            items that have no embedding of their own yet (as DropoutNet does). Defaults to 0.
 
     Call arguments:
         features: What `FeatureIndexer` returns.
 
     Returns:
         For each feature its embedding: `(batch, width)`, for sequence features `(batch, length, width)`.
+
+    References:
+        - [Volkovs et al., DropoutNet: Addressing Cold Start in Recommender Systems,
+          2017](https://papers.nips.cc/paper/7081-dropoutnet-addressing-cold-start-in-recommender-systems)
     """
 
     def __init__(
@@ -53,9 +57,11 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         extractors: Mapping[str, KnowledgeExtractor] | None = None,
         *,
         regularizer: Any = None,
+        id_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.id_dropout = id_dropout
         self.schema = schema
         self.width = width
         self.lookups = dict(lookups or {})
@@ -63,6 +69,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self._by_vocabulary = _by_vocabulary(schema.features)
         self._statistics: dict[str, Any] = {}
         self._historical: dict[str, HistoricalEmbeddings] = {}
+        self._one_of = 0
         # All weights are in sub-layers, so that tables and extractors can be frozen apart.
         self._tables = {
             name: tf.keras.layers.Embedding(
@@ -98,14 +105,17 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         """
         self._statistics = {**self._statistics, entity: tf.constant(statistics)}
 
-    def keep_historical_embeddings(self) -> None:
+    def keep_historical_embeddings(self, one_of: int = 8) -> None:
         """From now on, training aligns candidates and a sample of the histories; the others keep what they had.
 
-        An entity that stands in a batch as a candidate is aligned anew and remembered, and so is one in sixteen of those that
-        stand only in histories; the gradient through these counts sixteenfold, so that the extractor's gradient is on average
-        that of all. The others take the aligned vector remembered of them, at most as old as the last
+        An entity that stands in a batch as a candidate is aligned anew and remembered, and so is one in `one_of` of those
+        that stand only in histories; the gradient through these counts `one_of` times, so that the extractor's gradient is
+        on average that of all. The others take the aligned vector remembered of them, at most as old as the last
         `refresh_historical_embeddings`, and pass no gradient into the extractor; their own embeddings are trained as before.
         Predictions (`training=False`) align everything anew. Entities that are never candidates go on being aligned anew.
+
+        Args:
+            one_of: int. 0 for no sample at all: faster still. Defaults to 8.
 
         References:
             - [Chen et al., Stochastic Training of Graph Convolutional Networks with Variance Reduction,
@@ -113,6 +123,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             - [Fey et al., GNNAutoScale: Scalable and Expressive Graph Neural Networks via Historical Embeddings,
               2021](https://arxiv.org/abs/2106.05609)
         """
+        self._one_of = one_of
         for name, entity in self._entity_of.items():
             if entity is not None and not _is_sequence(self._by_vocabulary[name][0]):
                 rows = len(self.lookups[entity].tables().ids)
@@ -190,31 +201,40 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         return tf.where(row >= 0, row, index + tf.size(self._row_index[entity]))
 
     def _embed_keys(self, vocabulary: str, entity: str, keys: Any, training: bool, candidates: Any = None) -> Any:
-        """Embeds distinct keys. Those after the first `candidates` take their knowledge from memory."""
+        """Embeds distinct keys. Those after the first `candidates` take their knowledge from memory, but for a sample."""
         row_index = self._row_index[entity]
         store_rows = tf.size(row_index)
         has_row = keys < store_rows
         row = tf.where(has_row, keys, -tf.ones_like(keys))
         index = tf.where(has_row, tf.gather(row_index, tf.maximum(row, 0)), keys - store_rows)
+        if training and self.id_dropout:
+            # Told by the batch, as the sample below, so that a run that is resumed draws the same.
+            draws = tf.random.stateless_uniform(tf.shape(keys), seed=tf.stack([tf.reduce_sum(keys), tf.size(keys)]))
+            index = tf.where(has_row & (draws < self.id_dropout), UNKNOWN_INDEX, index)
         base = self._tables[vocabulary](index)
         if candidates is None:
             return base + self._aligned(entity, base, row, training=training)
+        memory = self._historical[entity]
+        if not self._one_of:
+            aligned = self._aligned(entity, base[:candidates], row[:candidates], training=training)
+            remembered = tf.cast(memory.read(row[candidates:]), aligned.dtype)
+            memory.write(row[:candidates], aligned)
+            return base + tf.concat([aligned, remembered], 0)
         first = tf.minimum(candidates + self._sample_offset(keys), tf.size(keys))
-        anew = [(base[:candidates], row[:candidates]), (base[first::_ONE_OF_HISTORY], row[first::_ONE_OF_HISTORY])]
+        anew = [(base[:candidates], row[:candidates]), (base[first :: self._one_of], row[first :: self._one_of])]
         row_anew = tf.concat([rows for _, rows in anew], 0)
         aligned = self._aligned(entity, tf.concat([vectors for vectors, _ in anew], 0), row_anew, training=training)
-        memory = self._historical[entity]
         remembered = tf.cast(memory.read(row[candidates:]), aligned.dtype)
         memory.write(row_anew, aligned)
-        sampled = tf.range(first, tf.size(keys), _ONE_OF_HISTORY) - candidates
+        sampled = tf.range(first, tf.size(keys), self._one_of) - candidates
         in_histories = tf.tensor_scatter_nd_update(
-            remembered, sampled[:, None], _scaled_gradient(aligned[candidates:], _ONE_OF_HISTORY)
+            remembered, sampled[:, None], _scaled_gradient(aligned[candidates:], self._one_of)
         )
         return base + tf.concat([aligned[:candidates], in_histories], 0)
 
     def _sample_offset(self, keys: Any) -> Any:
         """Where the sample of the histories begins: told by the batch, so that a run that is resumed draws the same."""
-        return tf.math.floormod(tf.reduce_sum(keys), _ONE_OF_HISTORY)
+        return tf.math.floormod(tf.reduce_sum(keys), self._one_of)
 
     def _aligned(self, entity: str, base: Any, rows: Any, *, training: bool) -> Any:
         """The aligned knowledge of entities, `(n, width)`, from their embeddings and their store rows (-1 for none)."""

@@ -64,6 +64,7 @@ class RankingModel(tfrs.Model):
             lookups,
             extractors,
             regularizer=_l2(self.config.embedding_l2),
+            id_dropout=self.config.id_dropout,
             name="embedding",
         )
         self.core = backbones.get(self.config.backbone)(
@@ -105,9 +106,9 @@ class RankingModel(tfrs.Model):
         for entity, extractor in self.extractors.items():
             self.embedding.remember_statistics(entity, extractor.adapt(stores[entity]))
 
-    def keep_historical_embeddings(self) -> None:
+    def keep_historical_embeddings(self, one_of: int = 8) -> None:
         """Makes training shorter: see `FeatureEmbedding.keep_historical_embeddings`. Compile the model after it."""
-        self.embedding.keep_historical_embeddings()
+        self.embedding.keep_historical_embeddings(one_of)
 
     def copy_backbone(self, other: RankingModel) -> None:
         """Takes over the weights of another model's embedding tables, core and output layer.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +17,9 @@ import numpy as np
 
 from kser_tf.errors import ExportError
 from kser_tf.files import read_json, sha256_of_file, write_json
-from kser_tf.serving import contract
-from kser_tf.serving.judge import EXPORT_AGAIN, Check, Judge
+from kser_tf.serving import contract, native_loader
+from kser_tf.serving.findings import EXPORT_AGAIN, Check
+from kser_tf.serving.judge import Judge
 
 TOLERANCE = 1e-5
 # Beside all rows at once: one row, and a size that leaves a rest.
@@ -26,6 +29,8 @@ _SAVED_MODEL_FILE = "saved_model.pb"
 _CLIENT = "kser_tf.serving.session_client"
 # Of what the loading process wrote to its standard error, as many lines are shown at a failure.
 _LOG_LINES = 20
+# What a file of examples raises that is missing or damaged, which the check of the files reports.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 _MARKS = {True: "ok", False: "FAILED", None: "-"}
 
 
@@ -36,8 +41,9 @@ class CheckResult:
     Args:
         path: The SavedModel.
         checks: What was looked at, in order: `(name, ok, detail)`, `ok` being `None` where it could not be looked at.
-        measurements: `load_seconds`; `rows_per_second` for each batch size; `largest_difference` to the expected
-            answers, for each output. What was not measured is missing.
+        measurements: `load_seconds` and `load_bytes`, by which memory grew; `bytes` of each part; `rows_per_second` for
+            each batch size; `largest_difference` to the expected answers, for each output; both of each of the other
+            `signatures`; `native`, of the C++ program; `warmup`. What was not measured is missing.
         log: str. What the loading process wrote to its standard error.
     """
 
@@ -80,13 +86,17 @@ def check(
     expected: Mapping[str, Any] | None = None,
     tolerance: float = TOLERANCE,
 ) -> CheckResult:
-    """Loads a SavedModel as TF Serving does, calls its `serving_default`, and says what is right and what is not.
+    """Loads a SavedModel as TF Serving does, calls its signatures, and says what is right and what is not.
 
     That happens in a fresh process, through TensorFlow's session loader and without Keras, so an export that works only
-    beside the Python code that made it is found out. Looked at are: the files; loading; the signature's names, dtypes
+    beside the Python code that made it is found out. Looked at are: the files; loading; the signatures' names, dtypes
     and open batch dimension; inputs that are labels; Python functions in the graph; variables and look-up tables
-    without a value; answers to unknown ids, empty strings and missing values; answers in batches of 1, of 7 and of all
-    rows, which have to be the same, finite, and those of the model.
+    without a value; answers to unknown ids, empty strings and missing values; for every signature the answers in
+    batches of 1, of 7 and of all rows, and to the same rows again, which have to be the same, finite, and those of the
+    model. A signature for tf.Example has to answer as `serving_default` does. The warm-up requests are replayed.
+
+    Where there is a C++ compiler, a small C++ program on the libraries of TensorFlow's wheel does the same once more,
+    for `serving_default`; compiled once, it is kept in `~/.cache/kser-tf`.
 
     Args:
         path: The version's directory, `<base>/<version>`. It need not be written by `export`; but without the examples
@@ -120,10 +130,22 @@ def check(
         rows = _as_arrays(examples, description)
         answers = _checked_expected(expected or {}, _length(rows))
 
-    report, found, log = _load_and_run(path, rows)
+    others = _other_examples(path)
+    given = {name: kept for name, (kept, _) in others.items()} | ({} if rows is None else {contract.SIGNATURE: rows})
+    report, found, log = _load_and_run(path, given)
     if "crash" in report:
         return CheckResult(path, [files, Check("loads", False, report["crash"])], log=log)
-    judge = Judge(report, found, description=description, rows=_length(rows), expected=answers, tolerance=tolerance)
+    judge = Judge(
+        report,
+        found,
+        description=description,
+        rows=_length(rows),
+        expected=answers,
+        others={name: kept for name, (_, kept) in others.items()},
+        tolerance=tolerance,
+        native=_run_natively(path, report, rows),
+        sizes=_sizes(path),
+    )
     return CheckResult(path, [files, *judge.checks()], judge.measurements, log)
 
 
@@ -184,8 +206,18 @@ def _stored_examples(
         return None, {}
     try:
         return contract.load_examples(path / contract.EXAMPLES_FILE)
-    except (OSError, ValueError, KeyError, EOFError):  # missing or damaged, which the check of the files reports
+    except _DAMAGED:
         return None, {}
+
+
+def _other_examples(path: Path) -> dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Returns what is kept for other signatures than `serving_default`: for each its rows, and the answers to them."""
+    prefix, _, suffix = Path(contract.examples_file("*")).name.partition("*")
+    found = {}
+    for file in sorted((path / contract.EXTRA_FOLDER).glob(f"{prefix}*{suffix}")):
+        with contextlib.suppress(*_DAMAGED):
+            found[file.name.removeprefix(prefix).removesuffix(suffix)] = contract.load_examples(file)
+    return found
 
 
 def _as_arrays(examples: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -215,16 +247,16 @@ def _length(rows: Mapping[str, np.ndarray] | None) -> int:
 
 
 def _load_and_run(
-    path: Path, rows: Mapping[str, np.ndarray] | None
+    path: Path, rows: Mapping[str, Mapping[str, np.ndarray]]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], str]:
     """Has a fresh process load and run the SavedModel. Returns its report, the answers, and its standard error."""
     with tempfile.TemporaryDirectory(prefix="kser_tf_check_") as name:
         folder = Path(name)
-        write_json(folder / contract.REQUEST_FILE, {"path": str(path), "batch_sizes": list(BATCH_SIZES)})
-        if rows is not None:
-            contract.save_examples(folder / contract.ROWS_FILE, rows, {})
-        command = [sys.executable, "-m", _CLIENT, str(folder)]
-        process = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        request = {"path": str(path), "batch_sizes": list(BATCH_SIZES), "signatures": list(rows)}
+        write_json(folder / contract.REQUEST_FILE, request)
+        for number, table in enumerate(rows.values()):
+            contract.save_examples(folder / f"{number}.{contract.ROWS_FILE}", table, {})
+        process = _run_client(folder)
         if process.returncode:
             reason = "killed by a signal: a crash, or too little memory" if process.returncode < 0 else "an error"
             crash = (
@@ -234,3 +266,31 @@ def _load_and_run(
             return {"crash": crash}, {}, process.stderr
         _, answers = contract.load_examples(folder / contract.ANSWERS_FILE)
         return read_json(folder / contract.REPORT_FILE), answers, process.stderr
+
+
+def _run_client(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", _CLIENT, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+
+
+def _run_natively(
+    path: Path, report: Mapping[str, Any], rows: Mapping[str, np.ndarray] | None
+) -> native_loader.NativeResult | None:
+    """Has the C++ program call `serving_default`, if the session could."""
+    signature = report.get("signatures", {}).get(contract.SIGNATURE)
+    if signature is None or "load_error" in report or "rows_error" in report:
+        return None
+    inputs = signature["inputs"]
+    table = contract.made_up_rows(inputs, 1) if rows is None else contract.as_table(rows, inputs)
+    return native_loader.run(path, signature, table)
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Returns the bytes of the SavedModel's parts: `graph`, `variables`, `assets` and what is kept beside them."""
+    parts = {"graph": _SAVED_MODEL_FILE, "variables": "variables", "assets": "assets", "extra": contract.EXTRA_FOLDER}
+    sizes = {}
+    for part, name in parts.items():
+        place = path / name
+        files = [place] if place.is_file() else place.rglob("*")
+        sizes[part] = sum(file.stat().st_size for file in files if file.is_file())
+    return sizes

@@ -14,6 +14,13 @@ import numpy as np
 from kser_tf.errors import ExportError
 
 SIGNATURE = "serving_default"
+WITH_KNOWLEDGE = "with_knowledge"
+EXAMPLES = "examples"
+CLASSIFY = "classify"
+REGRESS = "regress"
+EMBEDDINGS = "embeddings"
+# The one input of those that take serialized `tf.Example`s: TF Serving's classify and regress want this name.
+EXAMPLES_INPUT = "inputs"
 PROBABILITY = "probability"
 LOGIT = "logit"
 OUTPUTS = (PROBABILITY, LOGIT)
@@ -24,6 +31,10 @@ EXTRA_FOLDER = "assets.extra"
 DESCRIPTION_FILE = f"{EXTRA_FOLDER}/kser_tf.json"
 EXAMPLES_FILE = f"{EXTRA_FOLDER}/kser_tf_examples.npz"
 DESCRIPTION_VERSION = 1
+# Requests that a server sends itself before it says that it is ready.
+WARMUP_FILE = f"{EXTRA_FOLDER}/tf_serving_warmup_requests"
+# A server refuses a version whose file holds more.
+MAX_WARMUP_RECORDS = 1000
 
 # What a row of training data has beside the features. A request has none of it: an input of such a name means that the
 # training function was exported, and that every client would have to send a label.
@@ -58,10 +69,21 @@ ANSWERS_FILE = "answers.npz"
 # The run that takes all rows as one batch; other runs are called by their batch size.
 ALL_ROWS = "all"
 ODD_ROWS = "odd:"
+# The same once more, which a model that draws random numbers answers otherwise.
+AGAIN = "again"
+# The rows of `serving_default`, made into tf.Example.
+FROM_ROWS = "from rows"
 NAN_NUMBERS = "NaN numbers"
 
+_BYTES = "#bytes"
+_LENGTHS = "#lengths"
 _INPUT = "input/"
 _OUTPUT = "output/"
+
+
+def examples_file(signature: str) -> str:
+    """Returns where example rows of a signature and the model's own answers lie."""
+    return EXAMPLES_FILE if signature == SIGNATURE else f"{EXTRA_FOLDER}/kser_tf_examples.{signature}.npz"
 
 
 def as_rows(name: str, values: Any, dtype: str, shape: Sequence[int | None] | None) -> np.ndarray:
@@ -74,12 +96,15 @@ def as_rows(name: str, values: Any, dtype: str, shape: Sequence[int | None] | No
         shape: The input's shape, `None` for dimensions of any size, the batch among them; or `None` for any shape.
 
     Returns:
-        The array, in `dtype`; strings as NumPy `S` (UTF-8).
+        The array, in `dtype`; strings as NumPy `S` (UTF-8), or as objects of `bytes` where one ends in a zero byte, as
+        a serialized tf.Example may: NumPy's `S` would lose it.
 
     Raises:
         ExportError: The values are of another type or shape.
     """
-    values = np.asarray(values)
+    given, values = values, np.asarray(values)
+    if dtype == STRING and values.dtype.kind in "SU" and not isinstance(given, np.ndarray):
+        values = np.asarray(given, dtype=object)  # NumPy's own strings have lost zero bytes at the end
     array = _encoded(name, values) if dtype == STRING else _as_numbers(name, values, dtype)
     if shape is not None and not _fits(array.shape, shape):
         raise ExportError(f"input `{name}`: expected values of shape {_shape_text(shape)}. Received: {array.shape}")
@@ -109,10 +134,40 @@ def as_table(rows: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]]) -
     return table
 
 
+def byte_strings(values: list[bytes]) -> np.ndarray:
+    """Returns strings as NumPy `S`, or as objects where one ends in a zero byte, which `S` would lose."""
+    return np.array(values, dtype=object if any(value.endswith(b"\0") for value in values) else np.bytes_)
+
+
+def made_up_rows(inputs: Mapping[str, Mapping[str, Any]], count: int) -> dict[str, np.ndarray]:
+    """Returns rows of zeros and empty strings; a dimension of any size is 1."""
+    rows = {}
+    for name, spec in inputs.items():
+        shape = [count, *(size or 1 for size in (spec["shape"] or [None])[1:])]
+        rows[name] = np.zeros(shape, np.dtype(np.bytes_ if spec["dtype"] == STRING else spec["dtype"]))
+    return rows
+
+
+def takes_examples(signature: Mapping[str, Any]) -> bool:
+    """Says whether a signature takes serialized tf.Example, and nothing else."""
+    inputs = signature["inputs"]
+    return list(inputs) == [EXAMPLES_INPUT] and inputs[EXAMPLES_INPUT]["dtype"] == STRING
+
+
+def run_name(signature: str, run: str) -> str:
+    """The name of a run of a signature among all runs; that of `serving_default` is the run's own."""
+    return run if signature == SIGNATURE else f"{signature}/{run}"
+
+
 def save_examples(path: str | Path, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
     """Writes rows and their answers, as arrays without pickle."""
     arrays = {_INPUT + name: array for name, array in inputs.items()}
     arrays |= {_OUTPUT + name: array for name, array in outputs.items()}
+    for name, array in list(arrays.items()):
+        if array.dtype.kind == "O":  # strings that NumPy's `S` does not hold, see `as_rows`
+            values = arrays.pop(name).ravel().tolist()
+            arrays[name + _BYTES] = np.frombuffer(b"".join(values), np.uint8)
+            arrays[name + _LENGTHS] = np.array([len(value) for value in values], np.int64).reshape(array.shape)
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
@@ -120,6 +175,11 @@ def load_examples(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, np
     """Reads what `save_examples` wrote: inputs and outputs by name."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
+    for name in [name.removesuffix(_BYTES) for name in arrays if name.endswith(_BYTES)]:
+        content, lengths = arrays.pop(name + _BYTES).tobytes(), arrays.pop(name + _LENGTHS)
+        ends = np.cumsum(lengths.ravel())
+        values = [content[end - length : end] for end, length in zip(ends, lengths.ravel(), strict=True)]
+        arrays[name] = np.array(values, dtype=object).reshape(lengths.shape)
     return tuple(  # type: ignore[return-value]
         {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         for prefix in (_INPUT, _OUTPUT)
@@ -172,7 +232,7 @@ def _encoded(name: str, values: np.ndarray) -> np.ndarray:
                 "the empty string; rows of different lengths must be padded with it."
             )
         encoded.append(value.encode("utf-8") if isinstance(value, str) else value)
-    return np.array(encoded, dtype=np.bytes_).reshape(values.shape)
+    return byte_strings(encoded).reshape(values.shape)
 
 
 def _as_numbers(name: str, values: np.ndarray, dtype: str) -> np.ndarray:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from kser_tf.serving import contract
+from kser_tf.serving.findings import (
+    EXPORT_AGAIN,
+    OVER_THE_BATCH,
+    RANDOM,
+    Check,
+    count_undefined,
+    differences,
+    named,
+    tensor_text,
+)
+from kser_tf.serving.native_loader import NativeResult
+from kser_tf.serving.signature_judge import SignatureJudge
 
-EXPORT_AGAIN = "Export the model with kser_tf.export."
-_NAMED = 5  # as many are named in a message
-
-
-class Check(NamedTuple):
-    """One thing that was looked at.
-
-    Args:
-        name: str. What.
-        ok: bool. Whether it is as it should be; `None` where it could not be looked at.
-        detail: str. What was found; at a failure also what to do.
-    """
-
-    name: str
-    ok: bool | None
-    detail: str
+# What Keras 3 calls the inputs of a model that is exported without an input signature.
+_MADE_UP_NAME = re.compile(r"args_\d+(_\d+)?")
 
 
 class Judge:
@@ -36,7 +35,10 @@ class Judge:
         description: What `export` wrote about the SavedModel; empty for others.
         rows: int. The number of examples.
         expected: The model's own answers to the examples, for each output; may be empty.
+        others: For each other signature with examples the model's own answers to them.
         tolerance: float. The largest difference that counts as equal, relative to answers above 1.
+        native: What the C++ program found, if it was asked.
+        sizes: The SavedModel's parts in bytes.
     """
 
     def __init__(
@@ -47,17 +49,24 @@ class Judge:
         description: Mapping[str, Any],
         rows: int,
         expected: Mapping[str, np.ndarray],
+        others: Mapping[str, Mapping[str, np.ndarray]],
         tolerance: float,
+        native: NativeResult | None,
+        sizes: Mapping[str, int],
     ) -> None:
         self._report = report
         self._found = found
         self._rows = rows
         self._expected = expected
+        self._others = others
         self._tolerance = tolerance
+        self._native = native
+        self._sizes = sizes
         self._nan_is_missing = bool(description.get("nan_is_missing"))
         # The logit of a probability near 0 or 1 magnifies its last digits without end: such logits are not compared.
         logit_is_derived = description.get("output") == contract.PROBABILITY
-        self._compared = (contract.PROBABILITY,) if logit_is_derived else contract.OUTPUTS
+        self._uncompared = (contract.LOGIT,) if logit_is_derived else ()
+        self._compared = tuple(output for output in contract.OUTPUTS if output not in self._uncompared)
         self.measurements: dict[str, Any] = {}
 
     def checks(self) -> list[Check]:
@@ -78,13 +87,18 @@ class Judge:
         checks = [self._loads(), self._keras(), *static, self._initialised()]
         if contract.SIGNATURE in report["signatures"]:
             checks += [self._runs(), self._answers(), self._batches(), self._odd_rows()]
-        return checks
+        checks += [self._other(name) for name in sorted(report["others"])]
+        return [*checks, self._in_cpp(), self._warmup()]
 
     def _loads(self) -> Check:
         seconds = self._report["load_seconds"]
         self.measurements["load_seconds"] = round(seconds, 4)
+        self.measurements["load_bytes"] = self._report["load_bytes"]
+        self.measurements["bytes"] = dict(self._sizes)
         loader = f"the session loader of TensorFlow {self._report['tensorflow']}"
-        return Check("loads", True, f"by {loader} in {seconds:.2f} s")
+        parts = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in self._sizes.items())
+        memory = f"memory grew by {self._report['load_bytes'] / 1e6:,.0f} MB"
+        return Check("loads", True, f"by {loader} in {seconds:.2f} s; {memory}; {parts}")
 
     def _keras(self) -> Check:
         modules = self._report["keras_modules"]
@@ -105,23 +119,23 @@ class Judge:
             if spec is None:
                 problems.append(f"output `{output}` is missing (there is: {', '.join(signature['outputs'])})")
             elif (spec["dtype"], spec["shape"]) != (contract.OUTPUT_DTYPE, [None]):
-                problems.append(f"output `{output}` is {_tensor(spec)}, expected {contract.OUTPUT_DTYPE} (batch)")
-        for key, spec in signature["inputs"].items():
-            if not spec["shape"] or spec["shape"][0] is not None:
-                problems.append(f"input `{key}` is {_tensor(spec)}: its first dimension must be the batch, of any size")
+                problems.append(f"output `{output}` is {tensor_text(spec)}, expected {contract.OUTPUT_DTYPE} (batch)")
+        for other, spec in sorted(self._report["signatures"].items()):
+            where = "" if other == contract.SIGNATURE else f"`{other}`: "
+            problems += [where + problem for problem in _input_problems(spec["inputs"])]
         if problems:
             return Check(name, False, f"{'; '.join(problems)}. {EXPORT_AGAIN}")
-        inputs = ", ".join(f"{key} {_tensor(spec)}" for key, spec in signature["inputs"].items())
+        inputs = ", ".join(f"{key} {tensor_text(spec)}" for key, spec in signature["inputs"].items())
         outputs = f"{', '.join(contract.OUTPUTS)} {contract.OUTPUT_DTYPE} (batch)"
         return Check(name, True, f"{contract.SIGNATURE}: {inputs} -> {outputs}")
 
     def _inputs(self) -> Check:
         name = "no label"
-        inputs = self._report["signatures"].get(contract.SIGNATURE, {}).get("inputs", {})
-        labels = [key for key in inputs if key.lower() in contract.NOT_INPUTS]
+        inputs = {key for signature in self._report["signatures"].values() for key in signature["inputs"]}
+        labels = sorted(key for key in inputs if key.lower() in contract.NOT_INPUTS)
         if labels:
             detail = (
-                f"{_named(labels)} would have to come with every request. Export the model's call without it: leave it "
+                f"{named(labels)} would have to come with every request. Export the model's call without it: leave it "
                 "out of `inputs`, and give kser_tf.export a `serve` if the model takes it. (A feature of this name "
                 "needs another.)"
             )
@@ -133,7 +147,7 @@ class Judge:
         operations = self._report["python_functions"]
         if operations:
             detail = (
-                f"{_named(operations)}: calls Python code of the process that made the model; a server has none. Write "
+                f"{named(operations)}: calls Python code of the process that made the model; a server has none. Write "
                 "what tf.py_function or tf.numpy_function does there with TensorFlow's operations, and export again."
             )
             return Check(name, False, detail)
@@ -144,7 +158,7 @@ class Judge:
         missing = self._report["uninitialised"]
         if missing:
             detail = (
-                f"without a value after loading: {_named(missing)}. They are not saved with the model: "
+                f"without a value after loading: {named(missing)}. They are not saved with the model: "
                 "tf.saved_model.save leaves out the variables of a Keras 3 model, and a look-up table has to be "
                 f"tracked. {EXPORT_AGAIN}"
             )
@@ -169,8 +183,7 @@ class Judge:
                     return Check(name, False, detail)
         rates = {self._size(run): round(run_["rows"] / max(run_["seconds"], 1e-9)) for run, run_ in runs.items()}
         self.measurements["rows_per_second"] = rates
-        undefined = sum(int((~np.isfinite(values)).sum()) for values in self._answers_of(contract.ALL_ROWS).values())
-        if undefined:
+        if undefined := count_undefined(self._answers_of(contract.ALL_ROWS).values()):
             detail = (
                 f"{undefined} of the answers to the examples are NaN or infinite: look for such weights in the model"
             )
@@ -184,11 +197,11 @@ class Judge:
         common = [output for output in contract.OUTPUTS if output in answers and output in self._expected]
         if not common:
             return Check(name, None, "not compared: there are no expected answers, or the model gave none")
-        differences = {output: _differences(answers[output], self._expected[output]) for output in common}
-        self.measurements["largest_difference"] = {output: largest for output, (largest, _) in differences.items()}
-        shown = ", ".join(f"{largest:.1e} ({output})" for output, (largest, _) in differences.items())
+        apart = {output: differences(answers[output], self._expected[output]) for output in common}
+        self.measurements["largest_difference"] = {output: largest for output, (largest, _) in apart.items()}
+        shown = ", ".join(f"{largest:.1e} ({output})" for output, (largest, _) in apart.items())
         detail = f"{self._rows} rows differ from the model's own by at most {shown}"
-        if any(relative > self._tolerance for output, (_, relative) in differences.items() if output in self._compared):
+        if any(relative > self._tolerance for output, (_, relative) in apart.items() if output in self._compared):
             detail += (
                 f", and {self._tolerance:g} is tolerated. Export the model again; one in half precision needs a larger "
                 "`tolerance`."
@@ -199,20 +212,22 @@ class Judge:
     def _batches(self) -> Check:
         name = "batches"
         together = self._answers_of(contract.ALL_ROWS)
-        largest, where = 0.0, ""
-        for run in self._report.get("runs", {}):
+        largest, worst, where = 0.0, "", ""
+        for run in (contract.AGAIN, *self._report.get("runs", {})):
             for output, values in self._answers_of(run).items():
                 if output in self._compared and output in together:
-                    _, relative = _differences(values, together[output][: len(values)])
+                    _, relative = differences(values, together[output][: len(values)])
                     if relative > largest:
-                        largest, where = relative, f"`{output}` in batches of {run}"
+                        largest, worst, where = relative, run, output
+                if largest > self._tolerance and worst == contract.AGAIN:
+                    detail = f"`{where}` differs by {largest:.1e} when the same rows are sent twice. {RANDOM}"
+                    return Check(name, False, detail)
         if not together:
             return Check(name, None, "not compared: the model gave no answers")
         if largest > self._tolerance:
             detail = (
-                f"a row's answer depends on the rows that come with it: {where} differs by {largest:.1e} from all rows "
-                "at once. Something is computed over the batch, as BatchNormalization does in training: serve the "
-                "model with training=False."
+                f"a row's answer depends on the rows that come with it: `{where}` in batches of {worst} differs by "
+                f"{largest:.1e} from all rows at once. {OVER_THE_BATCH}"
             )
             return Check(name, False, detail)
         return Check(name, True, f"a row's answer is the same alone, among a few and among all, within {largest:.1e}")
@@ -236,6 +251,62 @@ class Judge:
             remarks.insert(0, f"{', '.join(fine)} give finite answers")
         return Check(name, bool(remarks) or None, "; ".join(remarks) or "no input can have them")
 
+    def _other(self, signature: str) -> Check:
+        judge = SignatureJudge(
+            signature,
+            report=self._report,
+            found=self._found,
+            expected=self._others.get(signature, {}),
+            uncompared=self._uncompared,
+            tolerance=self._tolerance,
+        )
+        check = judge.check()
+        self.measurements.setdefault("signatures", {})[signature] = judge.measurements
+        return check
+
+    def _in_cpp(self) -> Check:
+        name = "C++ program"
+        if self._native is None:
+            return Check(name, None, f"not asked: there is no `{contract.SIGNATURE}` that it could call")
+        if self._native.not_run:
+            return Check(name, None, f"not looked at: {self._native.not_run}")
+        if self._native.error:
+            return Check(name, False, f"{self._native.error}. A server is such a program. {EXPORT_AGAIN}")
+        self.measurements["native"] = {
+            "load_seconds": round(self._native.load_seconds, 4),
+            "first_request_seconds": round(self._native.run_seconds, 4),
+        }
+        times = f"loads in {self._native.load_seconds:.2f} s, first request {1e3 * self._native.run_seconds:,.0f} ms"
+        own = {output: self._expected[output] for output in self._compared if output in self._expected}
+        expected, whose = (own, "the model's own") if own else (self._answers_of(contract.ALL_ROWS), "the session's")
+        apart = {
+            output: differences(self._native.answers[output], expected[output])
+            for output in self._compared
+            if output in expected and output in self._native.answers
+        }
+        if not apart:
+            return Check(name, True, f"{times}; answers not compared: there are no others")
+        largest = max(absolute for absolute, _ in apart.values())
+        if any(relative > self._tolerance for _, relative in apart.values()):
+            detail = f"its answers differ from {whose} by {largest:.1e}, and {self._tolerance:g} is tolerated"
+            return Check(name, False, f"{detail}. {EXPORT_AGAIN}")
+        return Check(name, True, f"{times}; answers as {whose}, within {largest:.1e}")
+
+    def _warmup(self) -> Check:
+        name = "warm-up"
+        found = self._report.get("warmup")
+        if found is None:
+            return Check(name, None, "there are no warm-up requests: the first callers wait while TensorFlow plans")
+        if "not_run" in found:
+            return Check(name, None, f"not replayed: {found['not_run']}")
+        if "error" in found:
+            detail = (
+                f"{found['error']}. A server refuses the version: write {contract.WARMUP_FILE} again, or remove it."
+            )
+            return Check(name, False, detail)
+        self.measurements["warmup"] = {"records": found["records"], "seconds": round(found["seconds"], 4)}
+        return Check(name, True, f"{found['records']} requests answered in {found['seconds']:.2f} s")
+
     def _answers_of(self, run: str) -> dict[str, np.ndarray]:
         """The answers of a run, for each of the documented outputs that there is."""
         return {output: self._found[key] for output in contract.OUTPUTS if (key := f"{run}/{output}") in self._found}
@@ -244,28 +315,14 @@ class Judge:
         return str(self._rows) if run == contract.ALL_ROWS else run
 
 
-def _differences(values: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """The largest difference, and the largest one relative to the expected absolute value where that is above 1."""
-    values, expected = values.astype(np.float64), expected.astype(np.float64)
-    if values.shape != expected.shape:
-        return np.inf, np.inf
-    with np.errstate(invalid="ignore"):
-        difference = np.where(values == expected, 0.0, np.abs(values - expected))
-    difference[np.isnan(difference)] = np.inf
-    scale = np.maximum(1.0, np.abs(np.nan_to_num(expected)))
-    return float(difference.max(initial=0.0)), float((difference / scale).max(initial=0.0))
-
-
-def _tensor(spec: Mapping[str, Any]) -> str:
-    if spec["shape"] is None:
-        return f"{spec['dtype']} (any shape)"
-    sizes = ["any" if size is None else str(size) for size in spec["shape"]]
-    if sizes and sizes[0] == "any":
-        sizes[0] = "batch"
-    return f"{spec['dtype']} ({', '.join(sizes)})"
-
-
-def _named(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(f"`{name}`" for name in names[:_NAMED]) + more
+def _input_problems(inputs: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for key, spec in inputs.items():
+        if not spec["shape"] or spec["shape"][0] is not None:
+            problems.append(f"input `{key}` is {tensor_text(spec)}: its first dimension must be the batch, of any size")
+        if _MADE_UP_NAME.fullmatch(key):
+            problems.append(
+                f"input `{key}` ({tensor_text(spec)}) has a name that Keras made up, and Keras takes strings for numbers "
+                "then: a client sends the features by their own names"
+            )
+    return problems

@@ -1,0 +1,1 @@
+"""A double of TensorFlow Serving, for tests of clients."""
