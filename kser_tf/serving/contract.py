@@ -14,6 +14,13 @@ import numpy as np
 from kser_tf.errors import ExportError
 
 SIGNATURE = "serving_default"
+WITH_KNOWLEDGE = "with_knowledge"
+EXAMPLES = "examples"
+CLASSIFY = "classify"
+REGRESS = "regress"
+EMBEDDINGS = "embeddings"
+# The one input of those that take serialized `tf.Example`s: TF Serving's classify and regress want this name.
+EXAMPLES_INPUT = "inputs"
 PROBABILITY = "probability"
 LOGIT = "logit"
 OUTPUTS = (PROBABILITY, LOGIT)
@@ -24,6 +31,7 @@ EXTRA_FOLDER = "assets.extra"
 DESCRIPTION_FILE = f"{EXTRA_FOLDER}/kser_tf.json"
 EXAMPLES_FILE = f"{EXTRA_FOLDER}/kser_tf_examples.npz"
 DESCRIPTION_VERSION = 1
+
 
 # What a row of training data has beside the features. A request has none of it: an input of such a name means that the
 # training function was exported, and that every client would have to send a label.
@@ -62,6 +70,11 @@ NAN_NUMBERS = "NaN numbers"
 
 _INPUT = "input/"
 _OUTPUT = "output/"
+
+
+def examples_file(signature: str) -> str:
+    """Returns where example rows of a signature and the model's own answers lie."""
+    return EXAMPLES_FILE if signature == SIGNATURE else f"{EXTRA_FOLDER}/kser_tf_examples.{signature}.npz"
 
 
 def as_rows(name: str, values: Any, dtype: str, shape: Sequence[int | None] | None) -> np.ndarray:
