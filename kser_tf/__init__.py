@@ -19,6 +19,7 @@ _LAZY = {
     "check": "kser_tf.serving.check",
     "export": "kser_tf.serving.export",
     "extractor_only": "kser_tf.strategies",
+    "refresh": "kser_tf.serving.refresh",
     "trainable_report": "kser_tf.strategies",
 }
 

@@ -45,7 +45,9 @@ def ranking_model(store: KnowledgeStore | None, backbone: str = "din", **config:
     )
     model.make_weights()
     rng = np.random.default_rng(0)
-    model.set_weights([rng.normal(0, 0.3, weight.shape) for weight in model.get_weights()])
+    model.set_weights(
+        [rng.normal(0, 0.4 if backbone == "din" else 0.2, weight.shape) for weight in model.get_weights()]
+    )
     return model
 
 

@@ -115,7 +115,9 @@ def test_every_signature_is_kept_with_examples_and_answers_them_so(case: Case) -
 
 @tfrs
 class TestWithKnowledge:
-    def test_an_item_that_nobody_knows_is_scored_as_one_that_has_the_knowledge(self, case: Case, tmp_path: Path) -> None:
+    def test_an_item_that_nobody_knows_is_scored_as_one_that_has_the_knowledge(
+        self, case: Case, tmp_path: Path
+    ) -> None:
         """The stores of the two models hold the same vectors, in one of them under the new ids too."""
         rows = {name: values[:8] for name, values in served.rows(64, seed=5).items()}
         rows["item"] = np.array([f"new-{i}" for i in range(8)], object)
@@ -133,7 +135,9 @@ class TestWithKnowledge:
         model = served.ranking_model(larger, case.model.config.backbone)
         model.set_weights(case.model.get_weights())
         expected = served.own(model, rows)
-        np.testing.assert_allclose(case.serve("with_knowledge", **rows, **given)["logit"], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            case.serve("with_knowledge", **rows, **given)["logit"], expected, rtol=1e-5, atol=1e-5
+        )
         assert np.abs(expected - case.serve(**rows)["logit"]).max() > 0.01
 
     def test_without_any_chunk_the_store_is_used(self, case: Case) -> None:
@@ -209,7 +213,11 @@ class TestExamples:
         assert case.serve("examples", inputs=[example()])["logit"].shape == (1,)
 
     def test_rows_become_examples(self) -> None:
-        rows = {"a": np.array([[b"x", b"", b"y", b""], [b"", b"", b"", b""]]), "b": np.array([0, -1]), "c": [1.5, np.nan]}
+        rows = {
+            "a": np.array([[b"x", b"", b"y", b""], [b"", b"", b"", b""]]),
+            "b": np.array([0, -1]),
+            "c": [1.5, np.nan],
+        }
         first, second = serialized_examples(
             {**rows, "c": np.array(rows["c"])}, defaults={"a": "", "b": -1, "c": float("nan")}, ragged=["a"]
         )
@@ -247,7 +255,7 @@ class TestEmbeddings:
 def test_batches_of_none_of_one_and_of_ten_thousand(case: Case, count: int) -> None:
     rows = {name: np.resize(values, (count, *values.shape[1:])) for name, values in case.rows.items()}
     expected = np.resize(case.own, count)
-    serialized = np.array(serialized_examples(rows), object) if count < 2 else np.full(count, example())  # noqa: PLR2004
+    serialized = np.array(serialized_examples(rows), object) if count < 2 else np.full(count, example())
     for name, inputs in {
         "serving_default": rows,
         "with_knowledge": {**rows, **given_knowledge(count)},

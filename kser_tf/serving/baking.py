@@ -224,9 +224,7 @@ def precomputed(bakeables: Sequence[Bakeable]) -> Iterator[dict[str, tf.Variable
                 tf.cast(compute(tf.range(start, min(start + ROWS_AT_ONCE, count))), tf.float32)
                 for start in range(0, max(count, 1), ROWS_AT_ONCE)
             ]
-            statistics = tf.Variable(
-                tf.concat(blocks, 0), trainable=False, name=f"kser_tf_statistics/{bakeable.name}"
-            )
+            statistics = tf.Variable(tf.concat(blocks, 0), trainable=False, name=f"kser_tf_statistics/{bakeable.name}")
             bakeable.use_statistics(statistics)
             found[bakeable.name] = statistics
         yield found
@@ -379,4 +377,6 @@ def keys_hash(keys: np.ndarray) -> str:
 
 
 def _hash_of(*arrays: np.ndarray | None) -> str:
-    return sha256_of_json([None if a is None else hashlib.sha256(np.ascontiguousarray(a).data).hexdigest() for a in arrays])
+    return sha256_of_json(
+        [None if a is None else hashlib.sha256(np.ascontiguousarray(a).data).hexdigest() for a in arrays]
+    )

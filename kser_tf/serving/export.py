@@ -23,7 +23,7 @@ from kser_tf.files import new_directory, sha256_of_file, sha256_of_json, write_j
 from kser_tf.layers import KnowledgeLookup
 from kser_tf.models.feature_indexer import FeatureIndexer
 from kser_tf.serving import contract
-from kser_tf.serving.baking import BAKE_TYPES, Bakeable, BakedRows, BakeType, baked, bakeables_in, precomputed
+from kser_tf.serving.baking import BAKE_TYPES, Bakeable, BakedRows, BakeType, bakeables_in, baked, precomputed
 from kser_tf.serving.fingerprints import describe_store, weights_fingerprint
 from kser_tf.serving.resources import knowledge_in_variables, objects_in, tables_used, vocabularies_in_variables
 from kser_tf.serving.scorer import Features, Scorer
@@ -221,14 +221,14 @@ def write_export(
         answers = {} if bake not in (None, "float32") else _answers(made)
         if bakeables and bake is not None:
             tables = stack.enter_context(
-                baked(bakeables, bake, work=work, model_fingerprint=fingerprint or "", previous=previous, changed=changed)
+                baked(
+                    bakeables, bake, work=work, model_fingerprint=fingerprint or "", previous=previous, changed=changed
+                )
             )
             parts |= {f"table of {b.name}": table.bytes for b, table in zip(bakeables, tables, strict=True)}
         elif bakeables:
             statistics = stack.enter_context(precomputed(bakeables))
-            parts |= {
-                f"statistics of {name}": 4 * values.shape.num_elements() for name, values in statistics.items()
-            }
+            parts |= {f"statistics of {name}": 4 * values.shape.num_elements() for name, values in statistics.items()}
         seconds = time.monotonic() - began
         needed = _needed(lookups, bakeables if bake is not None else [])
         knowledge = stack.enter_context(knowledge_in_variables(needed))

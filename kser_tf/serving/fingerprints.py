@@ -16,11 +16,13 @@ _OF_A_KIND = ("fields", "chunks_per_field", "width", "vector_dtype", "id_dtype",
 
 
 def weights_fingerprint(model: Any) -> str | None:
-    """Returns a SHA-256 over a Keras model's weights, in their order; `None` for what is no Keras model."""
-    if not hasattr(model, "get_weights"):
+    """Returns a SHA-256 over a Keras model's weights, in their order; `None` for what has none, or is no Keras model."""
+    try:
+        weights = model.get_weights()
+    except (AttributeError, ValueError):  # no Keras model; one that was never built, and is not what is served
         return None
     digest = hashlib.sha256()
-    for weight in model.get_weights():
+    for weight in weights:
         array = np.ascontiguousarray(weight)
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(repr(array.tolist()).encode() if array.dtype == object else array.data)

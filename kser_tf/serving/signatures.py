@@ -112,7 +112,7 @@ def _with_knowledge(scorer: Scorer, rows: Mapping[str, np.ndarray] | None) -> li
         for name, spec in given.items():
             shape = (count, *spec.shape[1:])
             if spec.dtype == tf.bool:
-                mask = generator.random(shape) < 0.8  # noqa: PLR2004 (most chunks are there)
+                mask = generator.random(shape) < 0.8
                 mask[::_WITHOUT_KNOWLEDGE] = False
                 example[name] = mask
             else:
@@ -165,7 +165,7 @@ def _parsed_feature(name: str, spec: tf.TensorSpec, defaults: Mapping[str, Any])
 
 def _is_ragged(spec: tf.TensorSpec) -> bool:
     """Whether an input has a list of any length in each row."""
-    return spec.shape.rank == 2 and spec.shape[1] is None  # noqa: PLR2004 (batch and list)
+    return spec.shape.rank == 2 and spec.shape[1] is None
 
 
 def serialized_examples(
