@@ -86,13 +86,14 @@ def export(
 ) -> ExportResult:
     """Writes a model as a SavedModel for TF Serving, to `<base>/<version>`.
 
-    | signature | takes | returns |
-    | --- | --- | --- |
-    | `serving_default` | the inputs by name | `probability` and `logit`, `(batch,)` float32 |
-    | `with_knowledge` | the same, and for each id feature with knowledge `<feature>_chunks`, float32 `(batch, fields, chunks, width)`, and `<feature>_mask`, bool; rows without any true in it use the store's | the same |
-    | `examples` | serialized `tf.Example`s, `inputs` | the same |
-    | `classify`, `regress` | the same, as TF Serving's APIs of these names want it | `classes` and `scores` `(batch, 1)`; `outputs` |
-    | `embeddings` | ids, `<entity>_id` (with several entities a signature for each, `embeddings_<entity>`) | `embedding` and `aligned`, the part of it that is knowledge, `(batch, width)` |
+    - `serving_default`: the inputs by name -> `probability` and `logit`, `(batch,)` float32.
+    - `with_knowledge`: the same, and for each categorical feature with knowledge `<feature>_chunks`, float32 `(batch,
+      fields, chunks, width)`, and `<feature>_mask`, bool `(batch, fields, chunks)`, in place of the store's; in rows
+      whose mask is all false the store's is used -> the same.
+    - `examples`: serialized `tf.Example`s, `inputs` `(batch,)` -> the same. `classify` -> `classes` and `scores`,
+      `(batch, 1)`, and `regress` -> `outputs`, `(batch,)`: the same for TF Serving's APIs of these names.
+    - `embeddings` (with several kinds of entities one for each, `embeddings_<entity>`): ids, `<entity>_id` ->
+      `embedding` and `aligned`, the part of it that is knowledge, `(batch, width)` float32.
 
     `with_knowledge` needs a model that takes knowledge from a request (`knowledge_inputs()`), `embeddings` one that
     offers `bakeable_tables()`; `RankingModel` does both. What is missing, and why, is told in `kser_tf.json`.
@@ -183,15 +184,10 @@ def write_export(
     changed: Mapping[str, Any] | None = None,
     refreshed: Mapping[str, Any] | None = None,
 ) -> ExportResult:
-    """Does what `export` says; `refresh` calls it with the rows of an earlier export, which are taken over.
+    """Does what `export` says, with its arguments; `refresh` calls it with the rows of an earlier export.
 
-    Args:
-        scorer: What scores.
-        model: The model.
-        base: As for `export`, like all that follow.
-        previous: For each table its rows in the earlier export.
-        changed: For each table the ids whose rows are computed although they were there.
-        refreshed: What to say of the earlier export.
+    `previous` holds for each table these rows, which are taken over, `changed` the ids whose rows are computed although
+    they were there, and `refreshed` what to say of the earlier export.
     """
     if bake is not None and bake not in BAKE_TYPES:
         raise ExportError(f"`bake` must be one of {', '.join(BAKE_TYPES)}, or None. Received: bake={bake!r}")

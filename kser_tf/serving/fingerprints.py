@@ -51,7 +51,7 @@ def describe_store(lookup: KnowledgeLookup) -> dict[str, Any]:
 def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Says in what a store is of another kind than the one that was recorded: encoder, width, fields ..."""
     return [
-        f"{key} {now.get(key)!r} instead of {recorded[key]!r}"
+        f"{key} {now.get(key)!r} instead of {recorded.get(key)!r}"
         for key in (*_OF_A_KIND, "shuffled")
         if recorded.get(key) != now.get(key)
     ]

@@ -87,23 +87,23 @@ def make_signatures(
             continue
         try:
             found += makers[kind]()
-        except _NotPossible as reason:
+        except _NotPossibleError as reason:
             if kinds is not None:
                 raise ExportError(f"the signature `{kind}` cannot be written: {reason}") from None
             missing[kind] = str(reason)
     return found, missing
 
 
-class _NotPossible(Exception):
+class _NotPossibleError(Exception):
     """Why a model cannot have a signature."""
 
 
 def _with_knowledge(scorer: Scorer, rows: Mapping[str, np.ndarray] | None) -> list[Signature]:
     given = scorer.knowledge_specs
     if not given:
-        raise _NotPossible("the model takes no knowledge from a request (it has no `knowledge_inputs()`)")
+        raise _NotPossibleError("the model takes no knowledge from a request (it has no `knowledge_inputs()`)")
     if clash := sorted(given.keys() & scorer.specs.keys()):
-        raise _NotPossible(f"features have the names of its further inputs, {', '.join(clash)}")
+        raise _NotPossibleError(f"features have the names of its further inputs, {', '.join(clash)}")
     example = None
     if rows is not None:
         generator = np.random.default_rng(0)
@@ -153,13 +153,13 @@ def _examples(scorer: Scorer, rows: Mapping[str, np.ndarray] | None) -> list[Sig
 def _parsed_feature(name: str, spec: tf.TensorSpec, defaults: Mapping[str, Any]) -> Any:
     dtype = _PARSED_AS.get(spec.dtype)
     if dtype is None:
-        raise _NotPossible(f"a tf.Example cannot hold input `{name}` of dtype {spec.dtype.name}")
+        raise _NotPossibleError(f"a tf.Example cannot hold input `{name}` of dtype {spec.dtype.name}")
     default = defaults.get(name)
     if _is_ragged(spec):
         return tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True, default_value=default)
     shape = spec.shape[1:]
     if not shape.is_fully_defined():
-        raise _NotPossible(f"a tf.Example cannot hold input `{name}` of shape {spec.shape}")
+        raise _NotPossibleError(f"a tf.Example cannot hold input `{name}` of shape {spec.shape}")
     return tf.io.FixedLenFeature(shape, dtype, None if default is None else np.full(shape, default).tolist())
 
 
@@ -219,7 +219,7 @@ def _present(values: np.ndarray, missing: Any, ragged: bool) -> np.ndarray:
 
 def _embeddings(bakeables: Sequence[Bakeable]) -> list[Signature]:
     if not bakeables:
-        raise _NotPossible("no vector of the model depends on an id alone (nothing in it has `bakeable_tables()`)")
+        raise _NotPossibleError("no vector of the model depends on an id alone (nothing in it has `bakeable_tables()`)")
     several = len(bakeables) > 1
     return [
         _embedding(f"{contract.EMBEDDINGS}_{bakeable.name}" if several else contract.EMBEDDINGS, bakeable)
