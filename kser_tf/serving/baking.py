@@ -302,7 +302,7 @@ def _begin_or_continue(
 ) -> tuple[np.memmap, np.memmap | None, int]:
     """Opens the arrays of a table, new ones or those of an earlier call; returns how much of it is done."""
     count, width = plan["rows"]
-    paths = {_VALUES_FILE: (plan["dtype"], (count, width))}
+    paths: dict[str, tuple[str, tuple[int, ...]]] = {_VALUES_FILE: (plan["dtype"], (count, width))}
     if plan["dtype"] == "int8":
         paths[_SCALES_FILE] = ("float16", (count,))
     if not ((folder / _PLAN_FILE).is_file() and read_json(folder / _PLAN_FILE) == plan):

@@ -328,7 +328,8 @@ def _new_version(base: Path, version: int | None) -> Iterator[tuple[int, Path]]:
 def _write_saved_model(signatures: Sequence[Signature], resources: Sequence[Any], folder: Path) -> dict[str, Any]:
     """Writes the SavedModel. Returns its signatures."""
     archive = tf.keras.export.ExportArchive()
-    functions, tables = {}, {}
+    functions: dict[str, Any] = {}
+    tables: dict[int, Any] = {}
     for signature in signatures:
         function = tf.function(signature.call, input_signature=[signature.specs], autograph=False)
         functions[signature.name] = function
