@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from kser_tf.layers.known_statistics import attach_statistics
 from kser_tf.layers.mapped_tensor import mapped_tensor
 from kser_tf.layers.row_numbers import RowNumbers
 from kser_tf.layers.untracked import Untracked
@@ -57,6 +59,7 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         # Keras 3 compiles a model with XLA by itself, unless a layer says that it cannot be.
         self.supports_jit = False
         self._current: Any = Untracked(None)
+        self._statistics: Any = Untracked(None)
         self._only_shapes = False
         if store is not None:
             self.connect(store)
@@ -93,6 +96,15 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         """Looks up in `tables`, from an earlier call of `tables()`, from now on: the way back after an export."""
         self._current = Untracked(tables)
 
+    def know_statistics(self, statistics_for: Callable[[Any, Any], Any] | None) -> None:
+        """Hands ESFNet the statistics of the chunks looked up from now on, so that it need not compute them.
+
+        Args:
+            statistics_for: From an `ESFNet` and the rows looked up to the statistics of their chunks, or to `None`
+                where they are not known. `None`: none are, as before.
+        """
+        self._statistics.value = statistics_for
+
     def rows(self, ids: Any) -> Any:
         """Returns the int32 row of each id in the store, -1 for ids that it does not hold; shape of `ids`."""
         return self._connected().rows(ids)
@@ -106,7 +118,10 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         Returns:
             As the call.
         """
-        return self._connected().gather(rows, self.compute_dtype)
+        chunks, mask = self._connected().gather(rows, self.compute_dtype)
+        if (statistics_for := self._statistics.value) is not None:
+            attach_statistics(chunks, mask, lambda esf_net: statistics_for(esf_net, rows))
+        return chunks, mask
 
     def __call__(self, ids: Any, **kwargs: Any) -> Any:
         # Keras 2 runs `call` to learn the shapes when a functional model is put together, also when it is loaded and

@@ -112,7 +112,7 @@ def test_without_baking_the_statistics_are_computed_ahead(store: KnowledgeStore,
     own = served.own(model, rows)
     result = kser_tf.export(model, tmp_path, examples=rows, bake=None)
     assert result.baking["how"] == "precomputed"
-    assert result.baking["bytes"]["statistics of item"] == 4 * 3 * store.mask.size
+    assert result.baking["bytes"]["statistics of item_lookup"] == 4 * 3 * store.mask.size
     assert result.baking["bytes"]["knowledge of item_lookup"] == store.vectors.nbytes + store.mask.nbytes
     serve = served.Served(result.path)
     np.testing.assert_allclose(serve(**rows)["logit"], own, rtol=1e-5, atol=1e-5)
@@ -125,13 +125,57 @@ def test_without_baking_the_statistics_are_computed_ahead(store: KnowledgeStore,
     np.testing.assert_array_equal(served.own(model, rows), own)
 
 
-def test_a_model_that_offers_nothing_ships_its_knowledge(tmp_path: Path) -> None:
+def test_a_model_that_offers_nothing_ships_its_knowledge_and_statistics(tmp_path: Path) -> None:
     own_store = cases.write_store(tmp_path / "store")
-    result = kser_tf.export(cases.ranker(own_store), tmp_path / "m", inputs=cases.inputs(own_store))
-    assert (result.baking["how"], result.baking["dtype"]) == ("none", None)
+    model = cases.ranker(own_store)
+    rows = cases.rows(40, store=own_store)
+    before = np.ravel(model(rows))
+    result = kser_tf.export(model, tmp_path / "m", inputs=cases.inputs(own_store), examples=rows)
+    assert (result.baking["how"], result.baking["dtype"]) == ("precomputed", None)
+    assert result.baking["statistics"] == ["item_lookup"]
+    assert result.baking["bytes"]["statistics of item_lookup"] == 4 * 3 * own_store.mask.size
     assert result.baking["bytes"]["knowledge of item_lookup"] == sum(
         array.nbytes for array in (own_store.vectors, own_store.scales, own_store.mask)
     )
+    rows["item_id"] = rows["item_id"].astype(object)
+    rows["country"] = rows["country"].astype(object)
+    np.testing.assert_allclose(served.Served(result.path)(**rows)["logit"], before, atol=1e-5)
+    np.testing.assert_array_equal(np.ravel(model(rows)), before)
+
+
+def test_statistics_are_known_of_the_very_chunks_and_mask_alone(tmp_path: Path) -> None:
+    """Statistics depend on the mask: with another one, they are computed."""
+    own_store = cases.write_store(tmp_path / "store", dtype="float32")
+    lookup, extractor = KnowledgeLookup(own_store), KnowledgeExtractor(2, 4, output_initializer="glorot_uniform")
+    query = tf.ones((6, 1, 4))
+    chunks, mask = lookup(tf.constant(own_store.ids))
+    extractor(query, chunks, mask=mask)
+    rng = np.random.default_rng(0)
+    extractor.set_weights([rng.uniform(0.2, 1.0, weight.shape) for weight in extractor.get_weights()])
+    fewer = tf.constant(rng.random(mask.shape) < 0.5) & mask
+    expected = [extractor(query, chunks, mask=m).numpy() for m in (mask, fewer)]
+
+    def wrong(esf_net: Any, rows: Any) -> Any:
+        assert esf_net is extractor.esf_net
+        np.testing.assert_array_equal(rows, np.arange(6))
+        return tf.ones((6, 2, 3, 3)) * 5.0
+
+    lookup.know_statistics(wrong)
+    chunks, mask = lookup(tf.constant(own_store.ids))
+    assert np.abs(extractor(query, chunks, mask=mask) - expected[0]).max() > 1e-3
+    fewer = fewer & mask
+    np.testing.assert_array_equal(extractor(query, chunks, mask=fewer), expected[1])
+    np.testing.assert_array_equal(extractor(query, chunks + 0, mask=mask), expected[0])
+    lookup.know_statistics(None)
+    chunks, mask = lookup(tf.constant(own_store.ids))
+    np.testing.assert_array_equal(extractor(query, chunks, mask=mask), expected[0])
+
+
+def test_a_model_without_knowledge_has_nothing_ahead(tmp_path: Path) -> None:
+    x = tf.keras.Input((1,), name="x")
+    model = tf.keras.Model({"x": x}, tf.keras.layers.Dense(1)(x))
+    result = kser_tf.export(model, tmp_path, inputs={"x": tf.TensorSpec((None, 1), tf.float32)})
+    assert (result.baking["how"], result.baking["statistics"], result.baking["tables"]) == ("none", [], [])
 
 
 @tfrs
@@ -239,12 +283,6 @@ class OfKnowingEmbedding:
     def describe(self, ids: Any) -> dict[str, Any]:
         vectors = self.layer(ids)
         return {"embedding": vectors, "aligned": vectors - self.layer.embedding(self.layer.index(ids))}
-
-    def statistics(self, rows: Any) -> Any:
-        raise NotImplementedError
-
-    def use_statistics(self, statistics: Any) -> None:
-        raise NotImplementedError
 
 
 def test_any_layer_can_offer_its_table(tmp_path: Path) -> None:

@@ -70,15 +70,6 @@ class BakeableEntity:
         self._indexer.serve_rows(self._vocabulary, table)
         self._embedding.serve_baked(self._vocabulary, table)
 
-    def statistics(self, rows: Any) -> Any:
-        """Returns ESFNet's statistics, `(n, fields, chunks, 3)`, of rows of the store, int32 `(n,)`."""
-        chunks, mask = self.lookups[0].lookup_rows(rows)
-        return self._embedding.extractors[self.name].esf_net.statistics(chunks, mask)
-
-    def use_statistics(self, statistics: Any | None) -> None:
-        """Has predictions take the statistics of all chunks from a tensor; `None`: compute them, as before."""
-        self._embedding.serve_statistics(self.name, statistics)
-
     def describe(self, ids: Any) -> dict[str, Any]:
         """Returns `embedding` and `aligned`, the part of it that is knowledge, each `(n, width)`, of ids `(n,)`."""
         keys = self._indexer.indices(self._vocabulary, ids)

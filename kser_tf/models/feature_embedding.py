@@ -67,9 +67,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self.extractors = dict(extractors or {})
         self._by_vocabulary = _by_vocabulary(schema.features)
         self._statistics: dict[str, Any] = {}
-        # While a model is exported: vocabularies' baked tables, and entities' statistics of all chunks.
+        # While a model is exported: vocabularies' baked tables.
         self._baked: Any = Untracked({})
-        self._served_statistics: Any = Untracked({})
         # All weights are in sub-layers, so that tables and extractors can be frozen apart.
         self._tables = {
             name: tf.keras.layers.Embedding(
@@ -172,11 +171,6 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         others = {name: baked for name, baked in self._baked.value.items() if name != vocabulary}
         self._baked.value = others if table is None else {**others, vocabulary: table}
 
-    def serve_statistics(self, entity: str, statistics: Any | None) -> None:
-        """Takes ESFNet's statistics of an entity's chunks from a tensor, in predictions too; `None`: computes them."""
-        others = {name: served for name, served in self._served_statistics.value.items() if name != entity}
-        self._served_statistics.value = others if statistics is None else {**others, entity: statistics}
-
     def copy_tables(self, other: FeatureEmbedding) -> None:
         """Takes over another embedding's tables and numeric features' vectors, but not its extractors."""
         for mine, theirs in ((self._tables, other._tables), (self._numbers, other._numbers)):
@@ -235,8 +229,9 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         index = tf.where(has_row, tf.gather(row_index, tf.maximum(row, 0)), keys - store_rows)
         base = table(index)
         chunks, mask = self.lookups[entity].lookup_rows(row)
-        remembered = self._statistics if training else self._served_statistics.value
-        statistics = tf.gather(remembered[entity], tf.maximum(row, 0)) if entity in remembered else None
+        statistics = None
+        if training and entity in self._statistics:
+            statistics = tf.gather(self._statistics[entity], tf.maximum(row, 0))
         extractor = self.extractors[entity]
         if not extractor.built:
             extractor(base[:, None], chunks, mask=mask)

@@ -16,8 +16,6 @@ one; a layer that maps ids to vectors needs no more than this:
         def compute(self, rows):                   # int32 (n,) -> (n, width), from the mapped store
         def use(self, table):                      # the layer's call is `table.gather(table.rows(ids), dtype)` from now on
         def describe(self, ids):                   # {"embedding": (n, width), "aligned": (n, width)}
-        def statistics(self, rows):                # for bake=None: ESFNet's statistics, int32 (n,) -> (n, f, c, 3)
-        def use_statistics(self, statistics):      # a tensor (store rows, f, c, 3) from now on; None: as before
 """
 
 from __future__ import annotations
@@ -84,12 +82,6 @@ class Bakeable(Protocol):
 
     def describe(self, ids: Any) -> dict[str, Any]:
         """Returns `embedding` and `aligned`, the part of it that is knowledge, float32 `(n, width)`, of ids `(n,)`."""
-
-    def statistics(self, rows: Any) -> Any:
-        """Returns ESFNet's statistics, `(n, fields, chunks, 3)`, of store rows, int32 `(n,)`."""
-
-    def use_statistics(self, statistics: Any | None) -> None:
-        """Takes the statistics of all chunks from a tensor from now on; `None`: computes them, as before."""
 
 
 @dataclass(frozen=True)
@@ -208,31 +200,6 @@ def baked(
                 bakeable.use(None)
 
 
-@contextlib.contextmanager
-def precomputed(bakeables: Sequence[Bakeable]) -> Iterator[dict[str, tf.Variable]]:
-    """Computes ESFNet's statistics of all chunks, and has the model use them for the block: for models not baked.
-
-    Yields:
-        For each name the statistics, float32 `(store rows, fields, chunks, 3)`.
-    """
-    found = {}
-    try:
-        for bakeable in bakeables:
-            count = len(bakeable.lookups[0].tables().ids)
-            compute = _compiled(bakeable.statistics, None)
-            blocks = [
-                tf.cast(compute(tf.range(start, min(start + ROWS_AT_ONCE, count))), tf.float32)
-                for start in range(0, max(count, 1), ROWS_AT_ONCE)
-            ]
-            statistics = tf.Variable(tf.concat(blocks, 0), trainable=False, name=f"kser_tf_statistics/{bakeable.name}")
-            bakeable.use_statistics(statistics)
-            found[bakeable.name] = statistics
-        yield found
-    finally:
-        for bakeable in bakeables:
-            bakeable.use_statistics(None)
-
-
 def rows_of(bakeable: Bakeable, ids: np.ndarray) -> np.ndarray:
     """Returns the rows of ids that all have one of their own, int64 `(n,)`."""
     import pandas as pd
@@ -269,7 +236,7 @@ def _bake(
             new[rows_of(bakeable, changed)] = True
         todo = np.flatnonzero(new)
     values, scales, done = _begin_or_continue(folder, plan, previous)
-    compute = _compiled(bakeable.compute, ROWS_AT_ONCE)
+    compute = _compiled(bakeable.compute)
     progress = tqdm(
         total=len(todo), initial=done, desc=f"bake {bakeable.name}", unit="rows", unit_scale=True, disable=None
     )
@@ -291,9 +258,9 @@ def _bake(
     return BakedRows(bakeable.keys, _reopened(folder / _VALUES_FILE), kept_scales)
 
 
-def _compiled(method: Any, rows: int | None) -> Any:
+def _compiled(method: Any) -> Any:
     """A method of int32 rows as a graph, traced once."""
-    signature = [tf.TensorSpec([rows], tf.int32)]
+    signature = [tf.TensorSpec([ROWS_AT_ONCE], tf.int32)]
     return tf.function(method, input_signature=signature, autograph=False).get_concrete_function()
 
 

@@ -23,8 +23,9 @@ from kser_tf.files import new_directory, sha256_of_file, sha256_of_json, write_j
 from kser_tf.layers import KnowledgeLookup
 from kser_tf.models.feature_indexer import FeatureIndexer
 from kser_tf.serving import contract
-from kser_tf.serving.baking import BAKE_TYPES, Bakeable, BakedRows, BakeType, bakeables_in, baked, precomputed
+from kser_tf.serving.baking import BAKE_TYPES, Bakeable, BakedRows, BakeType, bakeables_in, baked
 from kser_tf.serving.fingerprints import describe_store, weights_fingerprint
+from kser_tf.serving.precomputing import statistics_ahead
 from kser_tf.serving.resources import knowledge_in_variables, objects_in, tables_used, vocabularies_in_variables
 from kser_tf.serving.scorer import Features, Scorer
 from kser_tf.serving.signatures import Signature, make_signatures
@@ -222,11 +223,10 @@ def write_export(
                 )
             )
             parts |= {f"table of {b.name}": table.bytes for b, table in zip(bakeables, tables, strict=True)}
-        elif bakeables:
-            statistics = stack.enter_context(precomputed(bakeables))
-            parts |= {f"statistics of {name}": 4 * values.shape.num_elements() for name, values in statistics.items()}
-        seconds = time.monotonic() - began
         needed = _needed(lookups, bakeables if bake is not None else [])
+        statistics = stack.enter_context(statistics_ahead(needed, lambda: scorer.try_out(rows)))
+        parts |= {f"statistics of {name}": 4 * values.shape.num_elements() for name, values in statistics.items()}
+        seconds = time.monotonic() - began
         knowledge = stack.enter_context(knowledge_in_variables(needed))
         parts |= {f"knowledge of {lookup.name}": t.bytes for lookup, t in zip(needed, knowledge, strict=True)}
         indexers = [holder for holder in holders if isinstance(holder, FeatureIndexer)]
@@ -239,9 +239,10 @@ def write_export(
         parts["graph"] = (folder / tf.saved_model.SAVED_MODEL_FILENAME_PB).stat().st_size
         parts["variables, all of them"] = sum(file.stat().st_size for file in (folder / "variables").rglob("*"))
         baking = {
-            "how": "none" if not bakeables else "precomputed" if bake is None else "baked",
-            "dtype": bake if bakeables else None,
-            "tables": [b.name for b in bakeables] if bake is not None else [],
+            "how": "baked" if tables else "precomputed" if statistics else "none",
+            "dtype": bake if tables else None,
+            "tables": [bakeable.name for bakeable in bakeables] if tables else [],
+            "statistics": sorted(statistics),
             "seconds": round(seconds, 3),
             "bytes": parts,
             "logit_difference": _difference(own, answers.get(contract.SIGNATURE)),
