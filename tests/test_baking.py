@@ -96,6 +96,11 @@ def test_the_error_of_small_tables_is_bounded_and_told(store: KnowledgeStore, tm
     told = result.baking["logit_difference"]
     np.testing.assert_allclose([told["largest"], told["mean"]], [difference.max(), difference.mean()], atol=1e-6)
     assert 0 < told["largest"] < (0.01 if bake == "float16" else 0.1)
+    halves = [{name: values[start : start + 32] for name, values in rows.items()} for start in (0, 32)]
+    np.testing.assert_allclose(
+        baking.logits_when_baked(model, halves, bake), serve(**rows)["logit"], rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_array_equal(served.own(model, rows), own)
     # The vectors themselves: float16 keeps 11 bits, int8 is off by half a step of the row's largest / 127.
     ids = np.array([*world.ITEMS, "никто", ""], object)
     exact = served.Served(kser_tf.export(model, tmp_path).path)("embeddings", item_id=ids)["embedding"]

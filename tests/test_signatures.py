@@ -271,6 +271,53 @@ def test_batches_of_none_of_one_and_of_ten_thousand(case: Case, count: int) -> N
 
 
 @tfrs
+def test_several_kinds_of_entities(case: Case, tmp_path: Path) -> None:
+    """Users with integer ids and knowledge of their own, of another shape, beside the items."""
+    import dataclasses
+
+    from kser_tf import RankingModel
+    from kser_tf.schema import Feature
+
+    rng = np.random.default_rng(2)
+    users = KnowledgeStore.write(
+        tmp_path / "users",
+        np.array([5, 2**40, 7]),
+        rng.normal(size=(3, 1, 3, 5)).astype(np.float32),
+        np.ones((3, 1, 3), bool),
+        fields=["about"],
+        encoder="test",
+    )
+    schema = served.schema()
+    user = Feature("user", "categorical", "int64", vocabulary="user", entity="user")
+    schema = dataclasses.replace(
+        schema, features=(*schema.features, user), vocabularies={**schema.vocabularies, "user": [7, 8]}
+    )
+    model = RankingModel(schema, case.model.config, {"item": case.store, "user": users})
+    model.make_weights()
+    model.set_weights([rng.normal(0, 0.2, weight.shape) for weight in model.get_weights()])
+    rows = {**case.rows, "user": np.resize([5, 2**40, 7, 8, 9, -1], 64)}
+    result = kser_tf.export(model, tmp_path / "m", examples=rows)
+    serve = served.Served(result.path)
+    assert {name for name in result.signatures if "embeddings" in name} == {"embeddings_item", "embeddings_user"}
+    assert result.baking["tables"] == ["item", "user"]
+    np.testing.assert_allclose(serve(**rows)["logit"], served.own(model, rows), rtol=1e-5, atol=1e-5)
+    aligned = serve("embeddings_user", user_id=[5, 2**40, 7, 8, 9])["aligned"]
+    assert (np.abs(aligned[:3]).max(-1) > 0).all()
+    assert not aligned[3:].any()
+    given = {
+        **given_knowledge(64),
+        "user_chunks": rng.normal(size=(64, 1, 3, 5)).astype(np.float32),
+        "user_mask": rng.random((64, 1, 3)) < 0.5,
+    }
+    np.testing.assert_allclose(
+        serve("with_knowledge", **rows, **given)["logit"],
+        served.own(model, {**rows, **given}),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@tfrs
 def test_signatures_can_be_left_out(case: Case, tmp_path: Path) -> None:
     result = kser_tf.export(case.model, tmp_path, signatures=())
     assert list(result.signatures) == ["serving_default"]
