@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import signal
 import subprocess
@@ -369,9 +370,26 @@ class TestGoingOn:
         assert min(second.computed[16:] or second.computed) >= 0
         assert set(range(32)) & set(second.computed) <= {0}  # 0 fills up the last block
         assert set(second.computed) >= set(range(32, 100))
+        assert not (tmp_path / "w").exists()
+
+    def test_parts_of_another_model_are_not_gone_on_with(self, tmp_path: Path) -> None:
+        (tmp_path / "w").mkdir()
+        (tmp_path / "w" / "kept").touch()
+
+        def stopped_at_the_end(table: Any, model: str) -> set[int]:
+            """Which rows were computed before."""
+            stopped = contextlib.suppress(KeyboardInterrupt)
+            with stopped, baking.baked([table], "float32", work=tmp_path / "w", model_fingerprint=model):
+                raise KeyboardInterrupt
+            return set(table.computed)
+
         other = self.Squares()
+        assert stopped_at_the_end(self.Squares(), "") == set(range(100))
+        assert stopped_at_the_end(self.Squares(), "") == set()
+        assert stopped_at_the_end(other, "another") == set(range(100))
         with baking.baked([other], "float32", work=tmp_path / "w", model_fingerprint="another"):
-            assert set(other.computed) == set(range(100))
+            pass
+        assert [entry.name for entry in (tmp_path / "w").iterdir()] == ["kept"]
 
     def test_rows_of_an_earlier_table_are_taken_over(self) -> None:
         table = self.Squares()

