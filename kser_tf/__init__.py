@@ -27,6 +27,7 @@ _LAZY = {
     "find_layer": "kser_tf.layer_paths",
     "fit_in_stages": "kser_tf.stages",
     "learning_rates": "kser_tf.optimizers",
+    "refresh": "kser_tf.serving.refresh",
     "trainable_report": "kser_tf.strategies",
     "write_server_config": "kser_tf.serving.server_config",
     "write_warmup": "kser_tf.serving.warmup",

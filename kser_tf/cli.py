@@ -42,6 +42,7 @@ VERBS = (
     Verb("train", "kser_tf.pipelines.train", "TrainConfig"),
     Verb("evaluate", "kser_tf.pipelines.evaluate", "EvaluateConfig"),
     Verb("export", "kser_tf.pipelines.export", "ExportConfig"),
+    Verb("refresh", "kser_tf.pipelines.refresh", "RefreshConfig"),
 )
 DEMO_CONFIG = "demo.yaml"
 
@@ -176,6 +177,7 @@ _HELP = {
     "train": "train a ranking model, without knowledge or with it",
     "evaluate": "AUC, GAUC, log loss and calibration of a trained model",
     "export": "write a trained model as a SavedModel for TF Serving",
+    "refresh": "add new entities to a served model, as a new version, without training",
 }
 
 

@@ -50,3 +50,7 @@ class FileError(KserError, OSError):
 
 class PathExistsError(FileError, FileExistsError):
     """An output path exists already, and it was not said that it may be replaced."""
+
+
+class PathLockedError(FileError):
+    """Another process is writing to an output path."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kser_tf.errors import FileError, PathExistsError
+from kser_tf.errors import FileError, PathExistsError, PathLockedError
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -162,7 +162,7 @@ def exclusive_lock(path: str | Path, *, resource: str | Path | None = None) -> I
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise FileError(
+                raise PathLockedError(
                     f"{resource or path} is locked: another process is writing there. Wait for it to end, or choose "
                     f"another output path. (The lock is held on {path}.)"
                 ) from None

@@ -159,6 +159,57 @@ class KnowledgeStore:
                     return cls(path, manifest, arrays)
             # A writer has replaced the store under our hands: take the new one.
 
+    def extended(
+        self,
+        path: str | Path,
+        batches: Iterable[tuple[Any, Any, Any]],
+        *,
+        text_hash: str | None = None,
+        overwrite: bool = False,
+    ) -> KnowledgeStore:
+        """Writes a store of this one's rows, bit for bit, and further ones behind them, and opens it.
+
+        For entities that are new: what is computed from the old rows stays as it is.
+
+        Args:
+            path: The directory to write. With `overwrite` it may be this store's own.
+            batches: An iterable of `(ids, chunks, mask)`, as for `write`, from the same encoder.
+            text_hash: str. What identifies the new entities' text.
+            overwrite: bool. Whether a store that is there already is replaced. Defaults to `False`.
+
+        Returns:
+            The new store. Its manifest has this one's fingerprint under `extends`.
+
+        Raises:
+            StoreError: An id is there already, the batches are not as told for `write` or of other shapes, this is a
+                shuffled view, or the place cannot be written to.
+        """
+        if self._source_rows is not None:
+            raise StoreError("a shuffled view cannot be extended: extend the store that it is of.")
+        path = Path(path)
+        if overwrite and path.is_dir() and any(path.iterdir()) and not looks_like_a_store(path):
+            raise StoreError(
+                f"{path} is not a knowledge store, and is not overwritten. Choose another path, or remove it yourself."
+            )
+        hashes = [self._manifest["text_hash"], text_hash]
+        try:
+            with (
+                new_directory(path, overwrite=overwrite) as folder,
+                StoreWriter(folder, fields=self.fields, dtype=self.dtype) as writer,
+            ):
+                writer.copy(self._manifest, self._arrays)
+                for batch in batches:
+                    writer.append(*_checked_batch(batch))
+                writer.finish(
+                    encoder=self._manifest["encoder"],
+                    encoder_fingerprint=self._manifest["encoder_fingerprint"],
+                    text_hash=None if None in hashes else sha256_of_json(hashes),
+                    extends=self.fingerprint,
+                )
+        except FileError as error:
+            raise StoreError(str(error)) from error
+        return KnowledgeStore.open(path, verify=False)
+
     def lookup(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
         """Returns the vectors of a batch of entities.
 

@@ -279,7 +279,40 @@ class StoreWriter:
         except StoreError as error:
             raise StoreError(f"batch {self._batches}: {error}" if self._batches > 1 else str(error)) from None
 
-    def finish(self, *, encoder: str, encoder_fingerprint: str | None, text_hash: str | None) -> dict[str, Any]:
+    def copy(self, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes all rows of another store of these fields and this dtype, bit for bit, before any batch.
+
+        Args:
+            manifest: The other store's, from `read_manifest`.
+            arrays: Its arrays, from `open_arrays`.
+        """
+        self._shape = (len(self._fields), manifest["chunks_per_field"], manifest["width"])
+        self._create(VECTORS_FILE, self._dtype, self._shape)
+        self._create(MASK_FILE, np.bool_, self._shape[:-1])
+        if self._dtype == "int8":
+            self._create(SCALES_FILE, np.float16, self._shape[:-1])
+        if manifest["rows"]:
+            self._create_ids(manifest["id_dtype"])
+        for name, file in self._files.items():
+            array = arrays[name][file.rows :]  # the first of the offsets is there already
+            rows = max(1, BLOCK_BYTES // max(1, array[:1].nbytes))
+            for start in range(0, len(array), rows):
+                file.append(array[start : start + rows])
+        self._rows = manifest["rows"]
+        self._id_bytes = self._files[ID_BYTES_FILE].rows if ID_BYTES_FILE in self._files else 0
+        self._entities_with_field += [manifest["entities_with_field"][field] for field in self._fields]
+        self._present_chunks += manifest["present_chunks"]
+        self._lowest_cosine = manifest["lowest_cosine"]
+        self._worst_chunk = "a row that was there before"
+
+    def finish(
+        self,
+        *,
+        encoder: str,
+        encoder_fingerprint: str | None,
+        text_hash: str | None,
+        extends: str | None = None,
+    ) -> dict[str, Any]:
         """Closes the arrays, and writes and returns the manifest.
 
         Raises:
@@ -315,6 +348,7 @@ class StoreWriter:
             "entities_with_field": dict(zip(self._fields, self._entities_with_field.tolist(), strict=True)),
             "present_chunks": self._present_chunks,
             "lowest_cosine": round(self._lowest_cosine, 6),
+            **({} if extends is None else {"extends": extends}),
             "files": {
                 name: {"bytes": (self._folder / name).stat().st_size, "sha256": sha256_of_file(self._folder / name)}
                 for name in sorted(self._files)

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from kser_tf.layers.known_statistics import known_statistics
 from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks, cloned, with_shape
 
 SIGHTS = ("chunk", "neighbours", "catalogue", "context")
@@ -218,6 +219,8 @@ class ESFNet(ShapedLayer):
         return self.weights_of_checked(chunks, mask, context, self.checked_statistics(statistics, mask))
 
     def call(self, chunks: Any, mask: Any = None, context: Any = None, statistics: Any = None) -> tuple[Any, Any]:
+        if statistics is None:
+            statistics = known_statistics(self, chunks, mask)
         chunks, mask = checked_chunks(chunks, mask, self._shape, self.compute_dtype)
         weights = self.weights_of_checked(chunks, mask, context, self.checked_statistics(statistics, mask))
         return chunks * weights[..., None], weights

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kser_tf.layers.alignment_attention import AlignmentAttention
 from kser_tf.layers.esf_net import SIGHTS, ESFNet
+from kser_tf.layers.known_statistics import known_statistics
 from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks
 
 # Entities looked up at once: 9 chunks of 384 numbers each are 57 MB then.
@@ -130,6 +131,8 @@ class KnowledgeExtractor(ShapedLayer):
         statistics: Any = None,
         return_weights: bool = False,
     ) -> Any:
+        if statistics is None:
+            statistics = known_statistics(self.esf_net, chunks, mask)
         chunks, mask = checked_chunks(chunks, mask, self._shape, self.compute_dtype)
         statistics = self.esf_net.checked_statistics(statistics, mask)
         aligned, weights = self.extract_checked(query, chunks, mask, context, statistics)
@@ -143,6 +146,8 @@ class KnowledgeExtractor(ShapedLayer):
         It spares passes over them: what masked ones hold does not matter, their weights are 0. The layer must be built,
         and statistics be in its compute dtype. Returns the aligned vectors and the chunk weights.
         """
+        if statistics is None:
+            statistics = known_statistics(self.esf_net, chunks, mask)
         weights = self.esf_net.weights_of_checked(chunks, mask, self._context(query, context), statistics)
         return self.alignment.align_checked(query, chunks, mask, weights), weights
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from kser_tf.layers.known_statistics import attach_statistics
 from kser_tf.layers.mapped_tensor import mapped_tensor
 from kser_tf.layers.row_numbers import RowNumbers
+from kser_tf.layers.untracked import Untracked
 
 UNKNOWN_ROW = -1
 
@@ -55,7 +58,8 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         self.shape: Any = None if shape is None else tuple(shape)
         # Keras 3 compiles a model with XLA by itself, unless a layer says that it cannot be.
         self.supports_jit = False
-        self._current: Any = _Untracked(None)
+        self._current: Any = Untracked(None)
+        self._statistics: Any = Untracked(None)
         self._only_shapes = False
         if store is not None:
             self.connect(store)
@@ -73,7 +77,7 @@ class KnowledgeLookup(tf.keras.layers.Layer):
                 f"has {shape}. Connect a store that was encoded alike, or make a new layer."
             )
         self.shape = shape
-        self._current = _Untracked(KnowledgeTables(store))
+        self._current = Untracked(KnowledgeTables(store))
 
     @property
     def is_connected(self) -> bool:
@@ -90,12 +94,21 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         tables = self._connected()
         if copy and not tables.in_variables:
             tables = tables.copied()
-            self._current = _Untracked(tables)
+            self._current = Untracked(tables)
         return tables
 
     def use_tables(self, tables: KnowledgeTables) -> None:
         """Looks up in `tables`, from an earlier call of `tables()`, from now on: the way back after an export."""
-        self._current = _Untracked(tables)
+        self._current = Untracked(tables)
+
+    def know_statistics(self, statistics_for: Callable[[Any, Any], Any] | None) -> None:
+        """Hands ESFNet the statistics of the chunks looked up from now on, so that it need not compute them.
+
+        Args:
+            statistics_for: From an `ESFNet` and the rows looked up to the statistics of their chunks, or to `None`
+                where they are not known. `None`: none are, as before.
+        """
+        self._statistics.value = statistics_for
 
     def rows(self, ids: Any) -> Any:
         """Returns the int32 row of each id in the store, -1 for ids that it does not hold; shape of `ids`."""
@@ -112,7 +125,10 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         Returns:
             As the call.
         """
-        return self._connected().gather(rows, self.compute_dtype, clear=clear)
+        chunks, mask = self._connected().gather(rows, self.compute_dtype, clear=clear)
+        if (statistics_for := self._statistics.value) is not None:
+            attach_statistics(chunks, mask, lambda esf_net: statistics_for(esf_net, rows))
+        return chunks, mask
 
     def __call__(self, ids: Any, **kwargs: Any) -> Any:
         # Keras 2 runs `call` to learn the shapes when a functional model is put together, also when it is loaded and
@@ -166,6 +182,8 @@ class KnowledgeTables(tf.Module):
         super().__init__(name="knowledge_tables")
         self.in_variables = False
         self.fingerprint: str | None = getattr(store, "fingerprint", None)
+        # What the store says of itself, hidden: `tf.Module` would wrap it, and everything in it.
+        self._manifest = Untracked(getattr(store, "manifest", None))
         self._ids = np.asarray(store.ids)
         self._vectors = _table(store.vectors)
         self._scales = None if store.scales is None else _table(store.scales)
@@ -178,6 +196,7 @@ class KnowledgeTables(tf.Module):
         tf.Module.__init__(other, name="knowledge_tables")
         other.in_variables = True
         other.fingerprint = self.fingerprint
+        other._manifest = self._manifest
         other._ids = self._ids
         with tf.init_scope():
             other._vectors = tf.Variable(self._vectors, trainable=False, name="vectors")
@@ -191,6 +210,22 @@ class KnowledgeTables(tf.Module):
     def ids(self) -> np.ndarray:
         """The ids, in the order of the rows: int64, or an object array of `str`."""
         return self._ids
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest of the store, if it has one."""
+        return self._manifest.value
+
+    def arrays(self, start: int, stop: int) -> list[np.ndarray]:
+        """Returns vectors, mask and, for int8, scales of some rows, as they are stored."""
+        parts = [self._vectors, self._mask, *([] if self._scales is None else [self._scales])]
+        return [part[start:stop].numpy() for part in parts]
+
+    @property
+    def bytes(self) -> int:
+        """The size of vectors, mask and scales."""
+        parts = [self._vectors, self._mask, *([] if self._scales is None else [self._scales])]
+        return sum(part.dtype.size * part.shape.num_elements() for part in parts)
 
     @property
     def _id_dtype(self) -> Any:
@@ -241,15 +276,3 @@ class KnowledgeTables(tf.Module):
 def _table(array: Any) -> Any:
     # An empty store still needs a row to read for unknown ids.
     return mapped_tensor(array) if len(array) else tf.zeros((1, *array.shape[1:]), array.dtype)
-
-
-class _Untracked:
-    """Hides a value from Keras, which would take its variables for weights of the layer."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __deepcopy__(self, memo: Any) -> _Untracked:
-        return self

@@ -16,14 +16,19 @@ class RowNumbers(tf.lookup.KeyValueTensorInitializer):
 
     Args:
         ids: `tf.Variable` `(rows,)`, int64 or string, each id once.
+        skip: int. A row that no id has, for all that are not in the table: ids from this place on have the row behind
+            their own. Defaults to `None`, no such row.
     """
 
-    def __init__(self, ids: tf.Variable) -> None:
+    def __init__(self, ids: tf.Variable, *, skip: int | None = None) -> None:
         super().__init__(tf.zeros([0], ids.dtype), tf.zeros([0], tf.int64))
         self._ids = self._track_trackable(ids, "ids")
+        self._skip = skip
 
     def initialize(self, table: Any) -> Any:
         """Fills `table`. Loaders restore variables before they do it."""
         ids = self._ids.read_value()
         rows = tf.range(tf.size(ids, out_type=tf.int64))
+        if self._skip is not None:
+            rows += tf.cast(rows >= self._skip, tf.int64)
         return tf.raw_ops.LookupTableImportV2(table_handle=table.resource_handle, keys=ids, values=rows)

@@ -38,7 +38,7 @@ from kser_tf.pipelines.encoder import (
     TextEncoder,
     encoder_input,
 )
-from kser_tf.pipelines.job import current_result, fingerprint_of, refuse_foreign_folder, write_job
+from kser_tf.pipelines.job import current_result, fingerprint_of, read_job, refuse_foreign_folder, write_job
 from kser_tf.pipelines.passages import LONGEST_PASSAGE, Passages, read_chunk_rows, read_field_columns
 from kser_tf.pipelines.projection import PROJECTION_FILE, Projection, SecondMoment, check_dimensions, compare_cosines
 from kser_tf.pipelines.text_table import IdType, find_tables
@@ -208,6 +208,80 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
                     "explained_variance": explained,
                     **_compare(projection, shards),
                 }
+            write_job(
+                folder, job="encode", config=config, inputs=inputs, result=result, seconds=time.monotonic() - started
+            )
+        _remove_shards(partial)
+    return result
+
+
+def encode_further(store: str | Path, table: str, output: str | Path) -> dict[str, Any]:
+    """Adds the entities of a table that a store does not hold yet: the store's rows, bit for bit, and theirs behind.
+
+    Only the new entities' texts are encoded, with the settings, the encoder and the projection that the store was made
+    with; entities that are there already are left as they are, whatever the table says of them. Stopped at any point,
+    the job goes on there when it is run again.
+
+    Args:
+        store: A store that `encode` or this function wrote.
+        table: As of `EncodeConfig`, with the same columns.
+        output: Folder of the new store; may be `store`.
+
+    Returns:
+        `store`, the folder that holds all entities now: `output`, or `store` where none is new; `new_entities` and
+        `known_entities`, and of the encoding what `encode` tells.
+
+    Raises:
+        ConfigError: The store was not written by `encode`, or the encoder is another one now.
+        DataError, FileError, MissingExtraError: As `encode`.
+    """
+    started = time.monotonic()
+    store, output = Path(store).absolute(), Path(output).absolute()
+    written = read_job(store)
+    if written is None or written["job"] != "encode":
+        raise ConfigError(
+            f"{store} was not written by `kser-tf encode`, so it is not known how to encode further texts for it. "
+            "Add their vectors with `KnowledgeStore.extended`."
+        )
+    with exclusive_lock(output.with_name(f".{output.name}.encode.lock"), resource=output):
+        refuse_foreign_folder(output, job="encode")
+        old = KnowledgeStore.open(store)
+        config = dataclasses.replace(
+            EncodeConfig(**written["config"]),
+            table=table,
+            output=str(output),
+            id_dtype=old.id_dtype,
+            fields=list(old.fields),
+            chunks_per_field=old.chunks_per_field,
+        )
+        passages = read_passages(config)
+        known = old.rows(passages.ids) >= 0
+        counts = {"new_entities": int((~known).sum()), "known_entities": int(known.sum())}
+        if known.all():
+            _log.info("%s holds all entities of %s already", store, table)
+            return {"store": str(store), **counts}
+        passages = passages.without(known)
+        partial = output.with_name(f"{output.name}.partial")
+        # The projection is the old store's: none is fitted, so none is asked for.
+        shards, report = _encode_texts(passages, dataclasses.replace(config, dimensions=None), partial)
+        if report["encoder_fingerprint"] != old.manifest["encoder_fingerprint"]:
+            raise ConfigError(
+                f"the store {store} was made with the encoder {old.manifest['encoder_fingerprint']}, and "
+                f"{config.encoder} is {report['encoder_fingerprint']} now. Put the old encoder back, or encode all "
+                "texts anew and train on them."
+            )
+        projection = Projection.load(store)
+        inputs = {**encode_inputs(config), "store": old.fingerprint}
+        with new_directory(output, overwrite=True) as folder:
+            new = old.extended(
+                folder / "store", _store_batches(passages, shards, projection), text_hash=passages.fingerprint
+            )
+            for file in new.path.iterdir():
+                file.rename(folder / file.name)
+            new.path.rmdir()
+            if projection is not None:
+                write_array(folder / PROJECTION_FILE, projection.matrix)
+            result = {"store": str(output), "entities": len(new), **counts, **report}
             write_job(
                 folder, job="encode", config=config, inputs=inputs, result=result, seconds=time.monotonic() - started
             )

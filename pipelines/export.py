@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kser_tf.pipelines.config import STRICT_KEYS
 from kser_tf.pipelines.job import current_result, fingerprint_of, write_job
@@ -21,6 +21,9 @@ class ExportConfig:
         output: The model's base folder, TF Serving's `--model_base_path`.
         version: Number of the version. Defaults to the next one.
         examples: How many examples go with the model.
+        bake: How the entities' vectors, computed ahead, are kept: float32, float16 or int8. `none` computes them anew
+            in each request.
+        signatures: Which of with_knowledge, examples and embeddings are written beside serving_default. Defaults to all.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -30,6 +33,8 @@ class ExportConfig:
     output: str
     version: int | None = None
     examples: int = 512
+    bake: Literal["float32", "float16", "int8", "none"] = "float32"
+    signatures: list[str] | None = None
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
@@ -55,7 +60,13 @@ def export(config: ExportConfig) -> dict[str, Any]:
     examples = next(raw_features(Path(config.prepared) / "test.parquet", model.schema.features, config.examples))
     metadata = {"schema": model.schema.fingerprint, "model": inputs["model"]}
     result = kser_tf.export(
-        model, config.output, version=config.version, examples=examples, metadata=metadata
+        model,
+        config.output,
+        version=config.version,
+        examples=examples,
+        metadata=metadata,
+        bake=None if config.bake == "none" else config.bake,
+        signatures=config.signatures,
     ).as_dict()
     write_job(
         config.output, job="export", config=config, inputs=inputs, result=result, seconds=time.monotonic() - started

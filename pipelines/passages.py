@@ -56,6 +56,18 @@ class Passages:
         digest.update(self.places.tobytes())
         return digest.hexdigest()
 
+    def without(self, known: np.ndarray) -> Passages:
+        """Returns the passages of the other entities.
+
+        Args:
+            known: `(entities,)` bool: which entities are left out.
+        """
+        places = self.places[~known]
+        needed, numbers = np.unique(places[places >= 0], return_inverse=True)
+        renumbered = np.full_like(places, -1)
+        renumbered[places >= 0] = numbers
+        return Passages(self.ids[~known], self.fields, [self.texts[place] for place in needed], renumbered)
+
 
 def read_field_columns(
     files: Sequence[Path],

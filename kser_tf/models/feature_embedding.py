@@ -8,13 +8,25 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kser_tf.errors import StoreError
 from kser_tf.layers import KnowledgeExtractor, KnowledgeLookup
+from kser_tf.layers.untracked import Untracked
 from kser_tf.models.feature_indexer import rows_name, vocabulary_rows
 from kser_tf.models.historical_embeddings import HistoricalEmbeddings
 from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, UNKNOWN_INDEX, DatasetSchema, Feature
 
 # Entities aligned at once when the memory of the histories is made anew: 9 chunks of 384 numbers each are 57 MB then.
 _REFRESHED_AT_ONCE = 4096
+
+
+def chunks_name(feature: str) -> str:
+    """The name under which chunks that come with a request go beside an entity feature's indices."""
+    return f"{feature}/chunks"
+
+
+def mask_name(feature: str) -> str:
+    """The name of their mask."""
+    return f"{feature}/mask"
 
 
 class FeatureEmbedding(tf.keras.layers.Layer):
@@ -39,7 +51,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             items that have no embedding of their own yet (as DropoutNet does). Defaults to 0.
 
     Call arguments:
-        features: What `FeatureIndexer` returns.
+        features: What `FeatureIndexer` returns. A categorical feature may have knowledge of its own beside it, under
+            `chunks_name(feature)` and `mask_name(feature)`: rows with any chunk there take it in place of the store's.
 
     Returns:
         For each feature its embedding: `(batch, width)`, for sequence features `(batch, length, width)`.
@@ -70,6 +83,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self._statistics: dict[str, Any] = {}
         self._historical: dict[str, HistoricalEmbeddings] = {}
         self._one_of = 0
+        # While a model is exported: vocabularies' baked tables.
+        self._baked: Any = Untracked({})
         # All weights are in sub-layers, so that tables and extractors can be frozen apart.
         self._tables = {
             name: tf.keras.layers.Embedding(
@@ -89,7 +104,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             if feature.kind == "numeric"
         }
         self._entity_of = {name: _entity(features, self.lookups) for name, features in self._by_vocabulary.items()}
-        # For each entity with knowledge, its store's rows as indices of its vocabulary.
+        # For each entity with knowledge, its store's rows as indices of its vocabulary; and which store that was.
+        self._connected = {entity: lookup.tables().fingerprint for entity, lookup in self.lookups.items()}
         self._row_index = {
             entity: tf.constant(vocabulary_rows(lookup.tables().ids, schema.vocabularies[name]))
             for name, entity in self._entity_of.items()
@@ -155,10 +171,55 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         Returns:
             The embeddings, `(n, width)`, and ESFNet's weights, `(n, fields, chunks)`.
         """
-        vocabulary = next(name for name, kind in self._entity_of.items() if kind == entity)
+        vocabulary = self.vocabulary_of(entity)
         base = self._tables[vocabulary](tf.gather(self._row_index[entity], rows))
         chunks, mask = self.lookups[entity].lookup_rows(rows)
         return base, self.extractors[entity].weigh(base[:, None], chunks, mask)
+
+    def vocabulary_of(self, entity: str) -> str:
+        """Returns the name of the vocabulary that holds the ids of entities with knowledge."""
+        return next(name for name, kind in self._entity_of.items() if kind == entity)
+
+    def store_row_indices(self, entity: str) -> np.ndarray:
+        """Returns for each row of an entity's store the index of its id in the vocabulary, int32 `(rows,)`.
+
+        Raises:
+            StoreError: Another store was connected to the look-up since the model was made.
+        """
+        fingerprint = self.lookups[entity].tables().fingerprint
+        if fingerprint != self._connected[entity]:
+            raise StoreError(
+                f"{entity}: the model was made with the store {self._connected[entity]}, and its look-up is connected "
+                f"to {fingerprint}. Make the model anew with that store, and load its weights."
+            )
+        return self._row_index[entity].numpy()
+
+    def base_embeddings(self, vocabulary: str, keys: Any) -> Any:
+        """Returns what the recommender has of values without their knowledge, `(n, width)`.
+
+        Args:
+            vocabulary: The values' vocabulary.
+            keys: int32 `(n,)`, what `FeatureIndexer.indices` returns: rows of a baked table go on behind the
+                vocabulary, with values that it does not hold.
+        """
+        table = self._tables[vocabulary]
+        return table(tf.where(keys < table.input_dim, keys, UNKNOWN_INDEX))
+
+    def embed_entities(self, entity: str, indices: Any, rows: Any) -> Any:
+        """Returns the embeddings of entities with their knowledge, `(n, width)`.
+
+        Args:
+            entity: The kind of entity.
+            indices: int32 `(n,)`, indices in its vocabulary.
+            rows: int32 `(n,)`, rows of its store, -1 for none.
+        """
+        vocabulary = self.vocabulary_of(entity)
+        return self._embed_keys(vocabulary, entity, self._entity_keys(entity, indices, rows), training=False)
+
+    def serve_baked(self, vocabulary: str, table: Any | None) -> None:
+        """Takes a vocabulary's embeddings from a `BakedTable` from now on; `None` for computing them, as before."""
+        others = {name: baked for name, baked in self._baked.value.items() if name != vocabulary}
+        self._baked.value = others if table is None else {**others, vocabulary: table}
 
     def copy_tables(self, other: FeatureEmbedding) -> None:
         """Takes over another embedding's tables and numeric features' vectors, but not its extractors."""
@@ -170,11 +231,13 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self, vocabulary: str, sharing: list[Feature], features: Mapping[str, Any], training: bool
     ) -> dict[str, Any]:
         """Embeds all features of one vocabulary at once."""
-        entity = self._entity_of[vocabulary]
+        entity = None if vocabulary in self._baked.value else self._entity_of[vocabulary]
         keys = [self._keys(feature, entity, features) for feature in sharing]
         sizes = [tf.size(key) for key in keys]
         distinct, places = tf.unique(tf.concat([tf.reshape(key, [-1]) for key in keys], 0))
-        if entity is None:
+        if vocabulary in self._baked.value:
+            vectors = self._baked.value[vocabulary].gather(distinct, self.compute_dtype)
+        elif entity is None:
             vectors = self._tables[vocabulary](distinct)
         elif training and entity in self._historical:
             # Candidates stand before the histories, so their distinct keys are the first ones.
@@ -189,15 +252,28 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             if feature.kind == "multi":
                 present = tf.cast(features[feature.name] != MISSING_INDEX, vector.dtype)[..., None]
                 vector = tf.reduce_sum(vector * present, 1) / tf.maximum(tf.reduce_sum(present, 1), 1)
+            if chunks_name(feature.name) in features:
+                vector = self._with_given_knowledge(feature, features, vector)
             embedded[feature.name] = tf.ensure_shape(vector, _embedded_shape(feature, self.width))
         return embedded
+
+    def _with_given_knowledge(self, feature: Feature, features: Mapping[str, Any], vector: Any) -> Any:
+        """Puts the knowledge that came with the request in place of the store's, in the rows where any came."""
+        chunks, mask = features[chunks_name(feature.name)], features[mask_name(feature.name)]
+        assert feature.vocabulary is not None
+        assert feature.entity is not None
+        base = self.base_embeddings(feature.vocabulary, features[feature.name])
+        aligned = self.extractors[feature.entity](base[:, None], chunks, mask=mask)[:, 0]
+        return tf.where(tf.reduce_any(mask, [1, 2])[:, None], base + aligned, vector)
 
     def _keys(self, feature: Feature, entity: str | None, features: Mapping[str, Any]) -> Any:
         """What tells one entity from another: its store row, or where it has none, its index, counted on from the rows."""
         index = features[feature.name]
         if entity is None:
             return index
-        row = features[rows_name(feature.name)]
+        return self._entity_keys(entity, index, features[rows_name(feature.name)])
+
+    def _entity_keys(self, entity: str, index: Any, row: Any) -> Any:
         return tf.where(row >= 0, row, index + tf.size(self._row_index[entity]))
 
     def _embed_keys(self, vocabulary: str, entity: str, keys: Any, training: bool, candidates: Any = None) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from kser_tf.layers import KnowledgeLookup
+from kser_tf.layers.row_numbers import RowNumbers
+from kser_tf.layers.untracked import Untracked
 from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, UNKNOWN_INDEX, DatasetSchema, Feature
 
 TENSORFLOW_TYPES = {"int64": tf.int64, "string": tf.string, "float32": tf.float32}
@@ -36,7 +39,10 @@ class FeatureIndexer(tf.Module):
         self.schema = schema
         self._lookups = dict(lookups or {})
         types = {feature.vocabulary: feature for feature in schema.features if feature.vocabulary is not None}
+        self._types = {name: types[name] for name in schema.vocabularies}
         self._vocabularies = {name: _index_table(values, types[name]) for name, values in schema.vocabularies.items()}
+        # While a model is exported: for some vocabularies what is looked up instead.
+        self._served: Any = Untracked({})
 
     def input_specs(self) -> dict[str, tf.TensorSpec]:
         """Returns name, dtype and shape of each raw feature: `(batch,)`, or `(batch, any)` for multi and sequence features."""
@@ -72,10 +78,41 @@ class FeatureIndexer(tf.Module):
                 indexed[feature.name] = tf.where(tf.math.is_finite(standard), standard, tf.zeros_like(standard))
                 continue
             assert feature.vocabulary is not None
-            indexed[feature.name] = tf.cast(self._vocabularies[feature.vocabulary].lookup(values), tf.int32)
-            if feature.entity in self._lookups:
+            indexed[feature.name] = self.indices(feature.vocabulary, values)
+            if feature.entity in self._lookups and feature.vocabulary not in self._served.value:
                 indexed[rows_name(feature.name)] = self._lookups[feature.entity].rows(values)
         return indexed
+
+    def indices(self, vocabulary: str, values: Any) -> Any:
+        """Returns the int32 index of each value in a vocabulary; or, where it is baked, its row in the baked table."""
+        table = self._served.value.get(vocabulary)
+        return tf.cast(self._vocabularies[vocabulary].lookup(values), tf.int32) if table is None else table.rows(values)
+
+    def serve_rows(self, vocabulary: str, table: Any | None) -> None:
+        """Looks up a vocabulary's values in a `BakedTable` from now on; `None` for its indices, as before."""
+        others = {name: served for name, served in self._served.value.items() if name != vocabulary}
+        self._served.value = others if table is None else {**others, vocabulary: table}
+
+    @contextlib.contextmanager
+    def vocabularies_in_variables(self) -> Iterator[list[Any]]:
+        """Has the vocabularies that are not baked in variables for the block, and not in the graph as constants.
+
+        A SavedModel's graph then does not grow with them (see `RowNumbers`).
+
+        Yields:
+            The look-up tables, to be tracked.
+        """
+        before = self._vocabularies
+        names = [name for name in before if name not in self._served.value]
+        tables = {
+            name: _index_table(self.schema.vocabularies[name], self._types[name], in_variable=True) for name in names
+        }
+        # Past `tf.Module`'s bookkeeping, which would hold on to them.
+        self.__dict__["_vocabularies"] = {**before, **tables}
+        try:
+            yield list(tables.values())
+        finally:
+            self.__dict__["_vocabularies"] = before
 
 
 def vocabulary_rows(ids: np.ndarray, vocabulary: list[Any]) -> np.ndarray:
@@ -84,9 +121,12 @@ def vocabulary_rows(ids: np.ndarray, vocabulary: list[Any]) -> np.ndarray:
     return np.array([index.get(value, UNKNOWN_INDEX) for value in ids.tolist()], np.int32).reshape(-1)
 
 
-def _index_table(values: list[Any], feature: Feature) -> tf.lookup.StaticHashTable:
+def _index_table(values: list[Any], feature: Feature, *, in_variable: bool = False) -> tf.lookup.StaticHashTable:
     dtype = TENSORFLOW_TYPES[feature.dtype]
     keys = tf.constant([feature.missing, *values], dtype)
+    if in_variable:
+        ids = tf.Variable(keys, trainable=False, name=f"{feature.vocabulary}_vocabulary")
+        return tf.lookup.StaticHashTable(RowNumbers(ids, skip=UNKNOWN_INDEX), UNKNOWN_INDEX)
     indices = tf.constant([MISSING_INDEX, *range(FIRST_INDEX, FIRST_INDEX + len(values))], tf.int64)
     return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, indices), UNKNOWN_INDEX)
 

@@ -63,8 +63,13 @@ def save_model(folder: str | Path, model: RankingModel, stores: Mapping[str, Sto
     )
 
 
-def load_model(folder: str | Path) -> RankingModel:
+def load_model(folder: str | Path, stores: Mapping[str, KnowledgeStore] | None = None) -> RankingModel:
     """Reads a trained model.
+
+    Args:
+        folder: What `train` wrote.
+        stores: For kinds of entities a store in place of the one that the model was trained with: for `refresh`, which
+            makes sure that it holds the same rows, and further ones. Defaults to none.
 
     Raises:
         DataError: The folder holds no model.
@@ -81,7 +86,10 @@ def load_model(folder: str | Path) -> RankingModel:
     model = RankingModel(
         DatasetSchema.load(folder),
         RankingModelConfig(**config),
-        {entity: reference.open() for entity, reference in store_references(folder).items()},
+        {
+            entity: stores[entity] if stores and entity in stores else reference.open()
+            for entity, reference in store_references(folder).items()
+        },
     )
     model.make_weights()
     model.load_weights(folder / WEIGHTS_FILE)

@@ -19,8 +19,9 @@ require_keras_2("kser_tf.RankingModel")
 import tensorflow_recommenders as tfrs  # noqa: E402
 
 from kser_tf.models import backbones  # noqa: E402
+from kser_tf.models.bakeable_entity import BakeableEntity  # noqa: E402
 from kser_tf.models.config import RankingModelConfig  # noqa: E402
-from kser_tf.models.feature_embedding import FeatureEmbedding  # noqa: E402
+from kser_tf.models.feature_embedding import FeatureEmbedding, chunks_name, mask_name  # noqa: E402
 from kser_tf.models.feature_indexer import FeatureIndexer  # noqa: E402
 
 
@@ -152,10 +153,47 @@ class RankingModel(tfrs.Model):
         """Returns name, dtype and shape of each raw input when served."""
         return self.indexer.input_specs()
 
+    def serving_defaults(self) -> dict[str, Any]:
+        """Returns for each raw input what stands for "no value", as in training."""
+        return {feature.name: feature.missing for feature in self.schema.features}
+
+    def knowledge_inputs(self) -> dict[str, tf.TensorSpec]:
+        """Returns the inputs by which knowledge comes with a request.
+
+        For each categorical feature that names entities with knowledge these are `<feature>_chunks`, float32 `(batch,
+        fields, chunks, width)`, and `<feature>_mask`, bool `(batch, fields, chunks)`.
+        """
+        specs = {}
+        for name, shape in self._features_with_knowledge().items():
+            specs[f"{name}_chunks"] = tf.TensorSpec([None, *shape], tf.float32, name=f"{name}_chunks")
+            specs[f"{name}_mask"] = tf.TensorSpec([None, *shape[:-1]], tf.bool, name=f"{name}_mask")
+        return specs
+
+    def _features_with_knowledge(self) -> dict[str, tuple[int, int, int]]:
+        """The categorical features that name entities with knowledge, each with its fields, chunks and width."""
+        return {
+            feature.name: self.embedding.lookups[feature.entity].shape
+            for feature in self.schema.features
+            if feature.kind == "categorical" and feature.entity in self.embedding.lookups
+        }
+
     def serve(self, features: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns `probability` and `logit`, each `(batch,)`, of raw features: what a SavedModel of this model does."""
-        logit = self(self.indexer(features), training=False)[:, 0]
+        """Returns `probability` and `logit`, each `(batch,)`, of raw features: what a SavedModel of this model does.
+
+        With the further inputs of `knowledge_inputs`, the rows whose mask is true anywhere take the vectors given, and
+        the others the store's.
+        """
+        indexed = self.indexer(features)
+        for name in self._features_with_knowledge():
+            if f"{name}_chunks" in features:
+                indexed[chunks_name(name)] = tf.convert_to_tensor(features[f"{name}_chunks"])
+                indexed[mask_name(name)] = tf.convert_to_tensor(features[f"{name}_mask"])
+        logit = self(indexed, training=False)[:, 0]
         return {"probability": tf.sigmoid(logit), "logit": logit}
+
+    def bakeable_tables(self) -> list[BakeableEntity]:
+        """Returns for each kind of entity with knowledge what can be computed ahead: see `kser_tf.serving.baking`."""
+        return [BakeableEntity(entity, self.indexer, self.embedding) for entity in self.embedding.lookups]
 
     def get_config(self) -> dict[str, Any]:
         return {"config": dataclasses.asdict(self.config)}

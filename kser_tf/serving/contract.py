@@ -36,6 +36,7 @@ WARMUP_FILE = f"{EXTRA_FOLDER}/tf_serving_warmup_requests"
 # A server refuses a version whose file holds more.
 MAX_WARMUP_RECORDS = 1000
 
+
 # What a row of training data has beside the features. A request has none of it: an input of such a name means that the
 # training function was exported, and that every client would have to send a label.
 NOT_INPUTS = frozenset(

@@ -9,24 +9,37 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from kser_tf.errors import ExportError, FileError
+from kser_tf.errors import ExportError, FileError, KserError, PathExistsError, PathLockedError
 from kser_tf.files import new_directory, sha256_of_file, sha256_of_json, write_json
 from kser_tf.layers import KnowledgeLookup
+from kser_tf.models.feature_indexer import FeatureIndexer
 from kser_tf.serving import contract
-from kser_tf.serving.resources import knowledge_in_variables, objects_in, tables_used
+from kser_tf.serving.baking import BAKE_TYPES, Bakeable, BakedRows, BakeType, bakeables_in, baked
+from kser_tf.serving.fingerprints import describe_store, weights_fingerprint
+from kser_tf.serving.precomputing import statistics_ahead
+from kser_tf.serving.resources import knowledge_in_variables, objects_in, tables_used, vocabularies_in_variables
 from kser_tf.serving.scorer import Features, Scorer
+from kser_tf.serving.signatures import Signature, make_signatures
 from kser_tf.version import __version__
 
 # As many rows are kept with the export, to compare with: enough to meet missing and unknown values, in a small file.
 MAX_EXAMPLES = 512
+# Parts of baked tables lie there until the export is complete. A server looks at folders named by an integer alone.
+WORK_FOLDER = ".baking"
+_METHODS = {
+    "predict": "tensorflow/serving/predict",
+    "classify": "tensorflow/serving/classify",
+    "regress": "tensorflow/serving/regress",
+}
 _REPORTED_PACKAGES = ("tensorflow", "keras", "tf-keras", "numpy")
 
 
@@ -41,6 +54,7 @@ class ExportResult:
             batch) and `tensor`, its name in the graph.
         bytes: int. The size of the directory.
         fingerprint: str. SHA-256 over all files of the SavedModel.
+        baking: What of the knowledge was computed ahead, and the size of each part: see `export`.
     """
 
     path: Path
@@ -48,6 +62,7 @@ class ExportResult:
     signatures: dict[str, Any] = field(repr=False)
     bytes: int
     fingerprint: str
+    baking: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the same as a JSON value."""
@@ -65,19 +80,37 @@ def export(
     serve: Callable[[Any], Any] | None = None,
     examples: Features | None = None,
     metadata: Mapping[str, Any] | None = None,
+    bake: BakeType | None = "float32",
+    signatures: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    work: str | Path | None = None,
 ) -> ExportResult:
     """Writes a model as a SavedModel for TF Serving, to `<base>/<version>`.
 
-    Its signature `serving_default` takes the inputs by name and returns `probability` and `logit`, each `(batch,)`
-    float32. All that the model looks up is inside: vocabularies, and, as variables, the knowledge of every
-    `KnowledgeLookup` layer, wherever in the model it is. The model itself stays as it was, and goes on reading its
-    knowledge from the mapped store.
+    - `serving_default`: the inputs by name -> `probability` and `logit`, `(batch,)` float32.
+    - `with_knowledge`: the same, and for each categorical feature with knowledge `<feature>_chunks`, float32 `(batch,
+      fields, chunks, width)`, and `<feature>_mask`, bool `(batch, fields, chunks)`, in place of the store's; in rows
+      whose mask is all false the store's is used -> the same.
+    - `examples`: serialized `tf.Example`s, `inputs` `(batch,)` -> the same. `classify` -> `classes` and `scores`,
+      `(batch, 1)`, and `regress` -> `outputs`, `(batch,)`: the same for TF Serving's APIs of these names.
+    - `embeddings` (with several kinds of entities one for each, `embeddings_<entity>`): ids, `<entity>_id` ->
+      `embedding` and `aligned`, the part of it that is knowledge, `(batch, width)` float32.
+
+    `with_knowledge` needs a model that takes knowledge from a request (`knowledge_inputs()`), `embeddings` one that
+    offers `bakeable_tables()`; `RankingModel` does both. What is missing, and why, is told in `kser_tf.json`.
+
+    All that the model looks up is inside. Where a vector depends on an entity's id alone (`bakeable_tables()`, see
+    `kser_tf.serving.baking`), it is computed here for every entity, and the table of the results is served: as fast as
+    the backbone alone. Of other models, the knowledge of every `KnowledgeLookup` layer goes with the SavedModel, as
+    variables. The model itself stays as it was, and goes on reading its knowledge from the mapped store.
 
     The directory appears when it is whole. Until then, and if anything fails, there is nothing that a server would pick
     up.
 
-    In the folder `assets.extra` lie `kser_tf.json` (signatures, fingerprints, versions) and `kser_tf_examples.npz`
-    (some examples with the model's own answers), which `check` compares with.
+    In the folder `assets.extra` lie `kser_tf.json` (signatures, what was baked, fingerprints, versions) and
+    `kser_tf_examples.npz` (some examples with the model's own answers; `kser_tf_examples.<signature>.npz` for each
+    other signature), which `check` compares with. Of tables in float16 and int8, the answers kept are those with these
+    tables, and the difference to the model's own is in `kser_tf.json`, under `baking`.
 
     Args:
         model: A built Keras 2 or Keras 3 model. One with the methods `serving_inputs()` and `serve(features)`, such as
@@ -97,9 +130,20 @@ def export(
             `lambda features: model(features)["ctr"]`. Defaults to `model.serve`, or to the model.
         examples: For each input an array of values, all of one length: real rows. The first 512 are kept.
         metadata: Kept with the export, JSON-able: fingerprints of the data set and of the training, for instance.
+        bake: How vectors that depend on an id alone are kept: `"float32"`, `"float16"`, or `"int8"` with a float16
+            scale for each; `None` computes them anew in each request, from the store's. Defaults to `"float32"`.
+        signatures: Which of `"with_knowledge"`, `"examples"` (with it `classify` and `regress`) and `"embeddings"` are
+            written; `()` for `serving_default` alone. The first and the last need the extractor and the backbone's own
+            table beside the baked one. Defaults to all that the model can have.
+        defaults: For inputs what stands for "no value" in a `tf.Example` that leaves them out; others must be there.
+            Defaults to `model.serving_defaults()`, or to none.
+        work: A folder for the finished parts of baked tables: an export that was killed goes on there. They are removed
+            at the end. Defaults to a hidden folder in `base`.
 
     Returns:
-        What was written.
+        What was written. Its `baking`, which is also in `kser_tf.json`, holds `how` (`"baked"`, `"precomputed"`: the
+        statistics of all chunks, or `"none"`), `dtype`, `seconds`, `bytes` of each part, and `logit_difference`, the
+        `largest` and `mean` one to the model's own on the examples.
 
     Raises:
         ExportError: The model cannot be exported, with the reason and the mend: it is not built, touches a table that
@@ -113,71 +157,202 @@ def export(
     >>> kser_tf.check(result.path).ok
     True
     """
-    scorer = Scorer(model, inputs=inputs, output=output, preprocess=preprocess, serve=serve)
+    return write_export(
+        Scorer(model, inputs=inputs, output=output, preprocess=preprocess, serve=serve, defaults=defaults),
+        model,
+        Path(base),
+        version=version,
+        examples=examples,
+        metadata=metadata,
+        bake=bake,
+        signatures=signatures,
+        work=work,
+    )
+
+
+def write_export(
+    scorer: Scorer,
+    model: Any,
+    base: Path,
+    *,
+    version: int | None,
+    examples: Features | None,
+    metadata: Mapping[str, Any] | None,
+    bake: BakeType | None,
+    signatures: Sequence[str] | None,
+    work: str | Path | None,
+    previous: Mapping[str, BakedRows] | None = None,
+    changed: Mapping[str, Any] | None = None,
+    refreshed: Mapping[str, Any] | None = None,
+) -> ExportResult:
+    """Does what `export` says, with its arguments; `refresh` calls it with the rows of an earlier export.
+
+    `previous` holds for each table these rows, which are taken over, `changed` the ids whose rows are computed although
+    they were there, and `refreshed` what to say of the earlier export.
+    """
+    if bake is not None and bake not in BAKE_TYPES:
+        raise ExportError(f"`bake` must be one of {', '.join(BAKE_TYPES)}, or None. Received: bake={bake!r}")
     metadata = _checked_metadata(metadata)
-    base = Path(base)
-    version = _checked_version(base, version)
+    _checked_version(base, version)
     rows = None
     if examples is not None:
         rows = {name: array[:MAX_EXAMPLES] for name, array in contract.as_table(examples, scorer.inputs).items()}
-    answers = scorer.try_out(rows)
+    own = scorer.try_out(rows)
 
-    path = base / str(version)
-    with new_directory(path) as folder:
-        signatures, knowledge = _write_saved_model(scorer, folder)
+    holders = objects_in(*scorer.roots)
+    try:
+        bakeables = bakeables_in(holders)
+    except KserError as error:
+        raise ExportError(str(error)) from error
+    lookups = [holder for holder in holders if isinstance(holder, KnowledgeLookup)]
+    made, missing = make_signatures(scorer, bakeables, rows, signatures)
+    fingerprint = weights_fingerprint(model)
+    work = base / WORK_FOLDER if work is None else Path(work)
+    with contextlib.ExitStack() as stack:
+        _require_stores(lookups)
+        stores = [describe_store(lookup) for lookup in lookups]
+        began = time.monotonic()
+        tables: Sequence[Any] = []
+        parts: dict[str, int] = {}
+        # Answers to keep: the model's own, as long as those of the SavedModel are held to be the same.
+        answers = {} if bake not in (None, "float32") else _answers(made)
+        if bakeables and bake is not None:
+            tables = stack.enter_context(
+                baked(
+                    bakeables, bake, work=work, model_fingerprint=fingerprint or "", previous=previous, changed=changed
+                )
+            )
+            parts |= {f"table of {b.name}": table.bytes for b, table in zip(bakeables, tables, strict=True)}
+        needed = _needed(lookups, bakeables if bake is not None else [])
+        statistics = stack.enter_context(statistics_ahead(needed, lambda: scorer.try_out(rows)))
+        parts |= {f"statistics of {name}": 4 * values.shape.num_elements() for name, values in statistics.items()}
+        seconds = time.monotonic() - began
+        knowledge = stack.enter_context(knowledge_in_variables(needed))
+        parts |= {f"knowledge of {lookup.name}": t.bytes for lookup, t in zip(needed, knowledge, strict=True)}
+        indexers = [holder for holder in holders if isinstance(holder, FeatureIndexer)]
+        vocabularies = stack.enter_context(vocabularies_in_variables(indexers))
+        answers = answers or _answers(made)
+        resources = [*holders, *objects_in(tables, knowledge, vocabularies)]
+
+        version, folder = stack.enter_context(_new_version(base, version))
+        written = _write_saved_model(made, resources, folder)
+        parts["graph"] = (folder / tf.saved_model.SAVED_MODEL_FILENAME_PB).stat().st_size
+        parts["variables, all of them"] = sum(file.stat().st_size for file in (folder / "variables").rglob("*"))
+        baking = {
+            "how": "baked" if tables else "precomputed" if statistics else "none",
+            "dtype": bake if tables else None,
+            "tables": [bakeable.name for bakeable in bakeables] if tables else [],
+            "statistics": sorted(statistics),
+            "seconds": round(seconds, 3),
+            "bytes": parts,
+            "logit_difference": _difference(own, answers.get(contract.SIGNATURE)),
+        }
         (folder / contract.EXTRA_FOLDER).mkdir()
-        if rows is not None:
-            contract.save_examples(folder / contract.EXAMPLES_FILE, rows, answers)
+        for signature in made:
+            if signature.name in answers and signature.rows is not None:
+                contract.save_examples(
+                    folder / contract.examples_file(signature.name), signature.rows, answers[signature.name]
+                )
+        # Warm-up requests, drawn from `made[...].rows`, are written here, before the files are counted.
         files = _files_in(folder)
-        fingerprint = sha256_of_json(files)
+        export_fingerprint = sha256_of_json(files)
         description = {
             "format_version": contract.DESCRIPTION_VERSION,
-            "fingerprint": fingerprint,
+            "fingerprint": export_fingerprint,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "model": type(model).__name__,
-            "signatures": signatures,
-            "output": output,
+            "model_fingerprint": fingerprint,
+            "signatures": written,
+            "signatures_left_out": missing,
+            "output": scorer.output,
             "nan_is_missing": scorer.nan_is_missing,
-            "knowledge": knowledge,
+            "knowledge": [
+                {"layer": store["layer"], "store_fingerprint": store["fingerprint"], "shape": list(lookup.shape)}
+                for store, lookup in zip(stores, lookups, strict=True)
+            ],
+            "stores": stores,
+            "baking": baking,
+            "refreshed": refreshed,
             "metadata": metadata,
-            "examples": 0 if rows is None else len(answers[contract.LOGIT]),
+            "examples": 0 if rows is None else len(own[contract.LOGIT]),
             "files": files,
             "versions": _versions(),
         }
         write_json(folder / contract.DESCRIPTION_FILE, description)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return ExportResult(path, version, signatures, size, fingerprint)
+    return ExportResult(base / str(version), version, written, size, export_fingerprint, baking)
 
 
-def _write_saved_model(scorer: Scorer, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Writes the SavedModel. Returns its signatures, and what knowledge is in it."""
-    holders = objects_in(*scorer.roots)
-    lookups = [holder for holder in holders if isinstance(holder, KnowledgeLookup)]
-    with knowledge_in_variables(lookups) as knowledge:
-        function = tf.function(scorer.__call__, input_signature=[scorer.specs], autograph=False)
-        tables = tables_used(function.get_concrete_function(), [*holders, *objects_in(knowledge)])
-        archive = tf.keras.export.ExportArchive()
-        for table in tables:
-            archive.track(table)
-        archive.add_endpoint(contract.SIGNATURE, function)
+def _answers(signatures: Sequence[Signature]) -> dict[str, dict[str, Any]]:
+    return {signature.name: signature.answers() for signature in signatures if signature.rows is not None}
+
+
+def _difference(own: Mapping[str, Any], answers: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """How far the logits of the tables that are served are from the model's own, where both are numbers."""
+    if answers is None:
+        return None
+    difference = abs(own[contract.LOGIT].astype(float) - answers[contract.LOGIT])
+    difference = difference[np.isfinite(difference)]
+    return {"largest": float(difference.max(initial=0)), "mean": float(difference.mean()) if len(difference) else 0.0}
+
+
+def _require_stores(lookups: Sequence[KnowledgeLookup]) -> None:
+    for lookup in lookups:
         try:
-            with _quiet():
-                archive.write_out(str(folder))
-        except tf.errors.OpError as error:
-            raise FileError(
-                f"{folder.parent} cannot be written to: {error.message}. Free some space there, or choose another path."
-            ) from error
-    meta_graph = _read_meta_graph(folder)
+            lookup.tables()
+        except ValueError as error:
+            raise ExportError(str(error)) from None
+
+
+def _needed(lookups: Sequence[KnowledgeLookup], baked_ones: Sequence[Bakeable]) -> list[KnowledgeLookup]:
+    """The look-ups that the model still reads."""
+    replaced = {id(lookup) for bakeable in baked_ones for lookup in bakeable.lookups}
+    return [lookup for lookup in lookups if id(lookup) not in replaced]
+
+
+@contextlib.contextmanager
+def _new_version(base: Path, version: int | None) -> Iterator[tuple[int, Path]]:
+    """A new directory for a version; where none is asked for and another process takes it meanwhile, for the next."""
+    number = _checked_version(base, version)
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                folder = stack.enter_context(new_directory(base / str(number)))
+                break
+            except (PathExistsError, PathLockedError):
+                if version is not None:
+                    raise
+                number += 1
+        yield number, folder
+
+
+def _write_saved_model(signatures: Sequence[Signature], resources: Sequence[Any], folder: Path) -> dict[str, Any]:
+    """Writes the SavedModel. Returns its signatures."""
+    archive = tf.keras.export.ExportArchive()
+    functions: dict[str, Any] = {}
+    tables: dict[int, Any] = {}
+    for signature in signatures:
+        function = tf.function(signature.call, input_signature=[signature.specs], autograph=False)
+        functions[signature.name] = function
+        tables |= {id(table): table for table in tables_used(function.get_concrete_function(), resources)}
+    for table in tables.values():
+        archive.track(table)
+    for name, function in functions.items():
+        archive.add_endpoint(name, function)
+    try:
+        with _quiet():
+            archive.write_out(str(folder))
+    except tf.errors.OpError as error:
+        raise FileError(
+            f"{folder.parent} cannot be written to: {error.message}. Free some space there, or choose another path."
+        ) from error
+    meta_graph = _name_methods(folder, {signature.name: _METHODS[signature.method] for signature in signatures})
     if python_functions := contract.python_function_ops(meta_graph):
         raise ExportError(
             f"the model calls Python functions, which a server does not have: {', '.join(python_functions)}. Write "
             "what tf.py_function or tf.numpy_function does there with TensorFlow's operations."
         )
-    stores = [
-        {"layer": lookup.name, "store_fingerprint": tables.fingerprint, "shape": list(lookup.shape)}
-        for lookup, tables in zip(lookups, knowledge, strict=True)
-    ]
-    return contract.describe_signatures(meta_graph), stores
+    return contract.describe_signatures(meta_graph)
 
 
 @contextlib.contextmanager
@@ -193,10 +368,20 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read_meta_graph(folder: Path) -> Any:
+def _name_methods(folder: Path, methods: Mapping[str, str]) -> Any:
+    """Tells which of TF Serving's APIs each signature is for. Returns the graph.
+
+    The savers write "predict" for all, and servers that check the name let it not be classified by.
+    """
+    path = folder / tf.saved_model.SAVED_MODEL_FILENAME_PB
     saved_model = saved_model_pb2.SavedModel()
-    saved_model.ParseFromString((folder / tf.saved_model.SAVED_MODEL_FILENAME_PB).read_bytes())
-    return saved_model.meta_graphs[0]
+    saved_model.ParseFromString(path.read_bytes())
+    meta_graph = saved_model.meta_graphs[0]
+    if any(method != _METHODS["predict"] for method in methods.values()):
+        for name, method in methods.items():
+            meta_graph.signature_def[name].method_name = method
+        path.write_bytes(saved_model.SerializeToString())
+    return meta_graph
 
 
 def _checked_version(base: Path, version: int | None) -> int:

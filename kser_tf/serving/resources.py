@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from kser_tf.errors import ExportError
 from kser_tf.layers import KnowledgeLookup
+from kser_tf.models.feature_indexer import FeatureIndexer
 
 # A SavedModel's graph is one protocol buffer of at most 2 GiB, constants included, and slow to load far below that.
 LARGEST_CONSTANT_BYTES = 1 << 28
@@ -69,6 +70,17 @@ def knowledge_in_variables(lookups: Sequence[KnowledgeLookup]) -> Iterator[list[
     finally:
         for lookup, tables in before:
             lookup.use_tables(tables)
+
+
+@contextlib.contextmanager
+def vocabularies_in_variables(indexers: Sequence[FeatureIndexer]) -> Iterator[list[Any]]:
+    """Has `FeatureIndexer`s look up values in variables for the block: a graph does not grow with them.
+
+    Yields:
+        Their look-up tables.
+    """
+    with contextlib.ExitStack() as stack:
+        yield [table for indexer in indexers for table in stack.enter_context(indexer.vocabularies_in_variables())]
 
 
 def tables_used(function: Any, holders: Sequence[Any]) -> list[Any]:

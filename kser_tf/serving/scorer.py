@@ -32,6 +32,7 @@ class Scorer:
         output: What a tensor that the model returns is.
         preprocess: From the inputs to what is called.
         serve: What is called.
+        defaults: For inputs what stands for "no value" in a `tf.Example` that leaves them out.
 
     Raises:
         ExportError: An argument is not as `export` tells.
@@ -45,6 +46,7 @@ class Scorer:
         output: str,
         preprocess: Callable[[Features], Any] | None,
         serve: Callable[[Any], Any] | None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         if output not in contract.OUTPUTS:
             raise ExportError(f"`output` must be one of {', '.join(contract.OUTPUTS)}. Received: output={output!r}")
@@ -56,6 +58,14 @@ class Scorer:
             )
         self.specs = _checked(model.serving_inputs() if inputs is None else inputs)
         self.nan_is_missing = inputs is None
+        # By these, knowledge comes with a request. They go straight to the model's own `serve`.
+        takes_knowledge = inputs is None and preprocess is None and serve is None and hasattr(model, "knowledge_inputs")
+        self.knowledge_specs: dict[str, tf.TensorSpec] = model.knowledge_inputs() if takes_knowledge else {}
+        if defaults is None and inputs is None and hasattr(model, "serving_defaults"):
+            defaults = model.serving_defaults()
+        self.defaults = dict(defaults or {})
+        if unknown := sorted(self.defaults.keys() - self.specs.keys()):
+            raise ExportError(f"`defaults` names {', '.join(unknown)}, which are no inputs: {', '.join(self.specs)}.")
         self.output = output
         # Whatever the function touches is held by one of them.
         self.roots = [root for root in (model, preprocess, serve) if root is not None]
