@@ -129,6 +129,35 @@ def test_pooling_inside_is_refused_and_the_way_that_is_named_works(stores: Store
     np.testing.assert_array_equal((np.asarray(model(ids)) != before)[:, 0], [True, False, True])
 
 
+def test_the_mask_of_a_whole_sequential_passes(stores: Stores) -> None:
+    class Reader(One):
+        def __init__(self, movie: Any) -> None:
+            super().__init__(movie)
+            self.gru = layers.GRU(3)
+
+        def call(self, ids: Any) -> Any:
+            return self.head(self.gru(self.movie(ids)))
+
+    def score(mask_zero: bool, attach: bool) -> np.ndarray:
+        tf.keras.utils.set_random_seed(4)
+        lookup = layers.StringLookup(vocabulary=MOVIE_VOCABULARY, mask_token="")
+        model = Reader(tf.keras.Sequential([lookup, layers.Embedding(34, 4, mask_zero=mask_zero)]))
+        ids = tf.constant([[MOVIES[9], MOVIES[10], "", ""], [MOVIES[1], "", "", ""]])
+        model(ids)
+        return np.asarray((attached(model, {"movie": stores.movies}) if attach else model)(ids))
+
+    np.testing.assert_array_equal(score(True, True), score(True, False))
+    assert (score(True, True) != score(False, True)).all(), "where there is no mask, the padding counts"
+
+
+def test_a_tower_of_several_inputs_is_refused(stores: Stores) -> None:
+    one, two = tf.keras.Input((), dtype="int64"), tf.keras.Input((), dtype="int64")
+    table = layers.Embedding(ROWS, 4, name="table")
+    tower = tf.keras.Model([one, two], layers.Add()([table(one), table(two)]))
+    with pytest.raises(AttachError, match=r"'movie' has 2 inputs, not ids alone.*\('movie.table'\)"):
+        attached(One(tower), {"movie": stores.movie_numbers})
+
+
 def test_ragged_ids(stores: Stores) -> None:
     ids = tf.ragged.constant([[MOVIES[9], MOVIES[10]], [MOVIES[0]], []])
     if KERAS_2:
@@ -246,7 +275,9 @@ def test_a_new_store_is_taken_and_the_weights_stay(stores: Stores, tmp_path: Pat
         tmp_path / "wide", MOVIES, np.ones((ROWS, 2, 2, 7), "float32"), np.ones((ROWS, 2, 2), bool),
         fields=["story", "craft"], encoder="test",
     )  # fmt: skip
-    with pytest.raises(AttachError, match=r"'movie': .*\(2, 2, 6\), and the store has \(2, 2, 7\).*kser_tf.detach"):
+    with pytest.raises(
+        AttachError, match=r"at 'movie' .*\(2, 2, 6\), and the store .* has \(2, 2, 7\).*kser_tf.detach"
+    ):
         attached(model, {"movie": wide})
     assert kser_tf.attachments(model).places[0].store == str(more.path)
     with pytest.raises(AttachError, match="it takes a new store, not another mode"):

@@ -149,7 +149,7 @@ def _probed_width(path: str, layer: Any, id_dtype: str) -> int:
             "once, then attach."
         )
     tried = []
-    for ids in _probes(layer, id_dtype):
+    for ids in _probes(path, layer, id_dtype):
         try:
             vectors = layer(ids)
         except Exception as error:  # whatever a user's layer raises: it is the answer
@@ -169,11 +169,14 @@ def _probed_width(path: str, layer: Any, id_dtype: str) -> int:
     )
 
 
-def _probes(layer: Any, id_dtype: str) -> list[Any]:
+def _probes(path: str, layer: Any, id_dtype: str) -> list[Any]:
     shapes: list[tuple[int, ...]] = [(_PROBE_IDS,), (_PROBE_IDS, 1)]
     if is_stack(layer) and layer.inputs:
         if len(layer.inputs) > 1:
-            return []
+            raise AttachError(
+                f"{path!r} has {len(layer.inputs)} inputs, not ids alone. Attach to an embedding layer inside it"
+                f"{_inside(path, layer)}; {_OUTPUT_WAY}."
+            )
         shapes = [(_PROBE_IDS, *(size or 1 for size in tuple(layer.inputs[0].shape)[1:]))]
     return [tf.zeros(shape, tf.int64) if id_dtype == "int64" else tf.fill(shape, "") for shape in shapes]
 
