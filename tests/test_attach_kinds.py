@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +130,70 @@ def test_pooling_inside_is_refused_and_the_way_that_is_named_works(stores: Store
     np.testing.assert_array_equal((np.asarray(model(ids)) != before)[:, 0], [True, False, True])
 
 
+def test_the_mask_of_a_whole_sequential_passes(stores: Stores) -> None:
+    class Reader(One):
+        def __init__(self, movie: Any) -> None:
+            super().__init__(movie)
+            self.gru = layers.GRU(3)
+
+        def call(self, ids: Any) -> Any:
+            return self.head(self.gru(self.movie(ids)))
+
+    def score(mask_zero: bool, attach: bool) -> np.ndarray:
+        tf.keras.utils.set_random_seed(4)
+        lookup = layers.StringLookup(vocabulary=MOVIE_VOCABULARY, mask_token="")
+        model = Reader(tf.keras.Sequential([lookup, layers.Embedding(34, 4, mask_zero=mask_zero)]))
+        ids = tf.constant([[MOVIES[9], MOVIES[10], "", ""], [MOVIES[1], "", "", ""]])
+        model(ids)
+        return np.asarray((attached(model, {"movie": stores.movies}) if attach else model)(ids))
+
+    np.testing.assert_array_equal(score(True, True), score(True, False))
+    assert (score(True, True) != score(False, True)).all(), "where there is no mask, the padding counts"
+
+
+@pytest.mark.skipif(KERAS_2, reason="keras-rs is of Keras 3")
+def test_embeddings_of_keras_rs(stores: Stores) -> None:
+    import keras_rs
+
+    several = tf.zeros((2, 3), tf.int64)
+    with pytest.raises(AttachError, match=r"'movie' \(EmbedReduce, combiner='mean'\) pools .*at_output="):
+        attached(built(keras_rs.layers.EmbedReduce(ROWS, 4), several), {"movie": stores.movie_numbers})
+    table = keras_rs.layers.TableConfig("table", ROWS, 4, placement="default_device")
+    feature = keras_rs.layers.FeatureConfig("id", table, (ROWS,), (ROWS, 4))
+
+    class Distributed(One):
+        def call(self, ids: Any) -> Any:
+            return self.head(self.movie({"id": ids})["id"])
+
+    model, ids = Distributed(keras_rs.layers.DistributedEmbedding({"id": feature})), tf.range(ROWS, dtype=tf.int64)
+    before = np.asarray(model(ids))
+    with pytest.raises(AttachError, match=r"inside it.*'(movie\..*\.id)'") as refused:
+        attached(model, {"movie": stores.movie_numbers})
+    path = re.findall(r"\('(movie\..*?)'\)", str(refused.value))[0]
+    model = attached(model, {path: stores.movie_numbers}, output_initializer="ones")
+    np.testing.assert_array_equal((np.asarray(model(ids)) != before)[:, 0], HAS_KNOWLEDGE)
+
+
+def test_a_tower_of_several_inputs_is_refused(stores: Stores) -> None:
+    one, two = tf.keras.Input((), dtype="int64"), tf.keras.Input((), dtype="int64")
+    table = layers.Embedding(ROWS, 4, name="table")
+    tower = tf.keras.Model([one, two], layers.Add()([table(one), table(two)]))
+    with pytest.raises(AttachError, match=r"'movie' has 2 inputs, not ids alone.*\('movie.table'\)"):
+        attached(One(tower), {"movie": stores.movie_numbers})
+
+
 def test_ragged_ids(stores: Stores) -> None:
+    numbers = tf.ragged.constant([[9, 10], [0], []], dtype=tf.int64)
+    movie = layers.Embedding(ROWS, 4)
+    model = built(movie, tf.range(3))
+    before = movie(numbers)
+    attached(model, {"movie": stores.movie_numbers}, output_initializer="ones")
+    after = movie(numbers)
+    assert isinstance(after, tf.RaggedTensor)
+    np.testing.assert_array_equal(after.row_lengths(), [2, 1, 0])
+    np.testing.assert_array_equal((after.flat_values != before.flat_values).numpy().any(1), [True, True, False])
+
     ids = tf.ragged.constant([[MOVIES[9], MOVIES[10]], [MOVIES[0]], []])
-    if KERAS_2:
-        movie = strings()
-        vectors_before = movie(ids)
-        attached(built(movie), {"movie": stores.movies})
-        vectors = movie(ids)
-        assert isinstance(vectors, tf.RaggedTensor)
-        np.testing.assert_array_equal(vectors.row_lengths(), [2, 1, 0])
-        np.testing.assert_array_equal(vectors.flat_values, vectors_before.flat_values)
     knowledge = kser_tf.layers.KnowledgeEmbedding(stores.movies, extractor={"output_initializer": "ones"})
     knowledge(tf.ones((1, 4)), tf.constant([MOVIES[9]]))
     ragged = knowledge.call(ids.with_flat_values(tf.ones((3, 4))), ids)
@@ -246,7 +301,9 @@ def test_a_new_store_is_taken_and_the_weights_stay(stores: Stores, tmp_path: Pat
         tmp_path / "wide", MOVIES, np.ones((ROWS, 2, 2, 7), "float32"), np.ones((ROWS, 2, 2), bool),
         fields=["story", "craft"], encoder="test",
     )  # fmt: skip
-    with pytest.raises(AttachError, match=r"'movie': .*\(2, 2, 6\), and the store has \(2, 2, 7\).*kser_tf.detach"):
+    with pytest.raises(
+        AttachError, match=r"at 'movie' .*\(2, 2, 6\), and the store .* has \(2, 2, 7\).*kser_tf.detach"
+    ):
         attached(model, {"movie": wide})
     assert kser_tf.attachments(model).places[0].store == str(more.path)
     with pytest.raises(AttachError, match="it takes a new store, not another mode"):

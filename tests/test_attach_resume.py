@@ -63,7 +63,8 @@ def test_a_tensorflow_checkpoint_holds_the_extractor_and_its_optimizer(
     assert_equal(other, one)
 
 
-@each("tutorial_ranking", "functional_numbers", "subclassed")
+# Not "subclassed": Keras 3 leaves layers in lists and dicts out of a tf.train.Checkpoint, attached or not.
+@each("tutorial_ranking", "functional_numbers")
 def test_an_old_checkpoint_of_the_backbone_loads_after_detaching(case: Case, stores: Stores, tmp_path: Path) -> None:
     model, features = case.built(), raw_features(16)
     before = case.scores(model, features)

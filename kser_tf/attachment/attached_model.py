@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +95,8 @@ def hooks_of(model: Any) -> dict[str, Hook]:
 def put_in_place(model: Any, hooks: list[Hook]) -> Any:
     """Has each place's layer call its `KnowledgeEmbedding`, and the model hold them all."""
     if not isinstance(model, AttachedModel):
-        object.__setattr__(model, "__class__", _attached_class(type(model)))
+        cls: Any = type(model)
+        object.__setattr__(model, "__class__", _attached_class(cls))
         _set_layer(model, ATTRIBUTE, AttachedKnowledge(name=ATTRIBUTE))
     holder = getattr(model, ATTRIBUTE)
     for hook in hooks:
@@ -140,7 +141,7 @@ def forget_traces(model: Any) -> None:
 
 def _forget_functions(layer: Any) -> None:
     for base in type(layer).__mro__:
-        for name, value in vars(base).items():
+        for value in vars(base).values():
             if isinstance(value, tf.types.experimental.PolymorphicFunction):
                 # A method under `@tf.function`: what it has traced for this layer is kept here, and nowhere else.
                 value._descriptor_cache.pop(layer, None)
@@ -216,7 +217,7 @@ def _delete_layer(owner: Any, name: str) -> None:
 @contextlib.contextmanager
 def _unlocked(layer: Any) -> Iterator[None]:
     """Keras 3 takes no more layers into a built one, unless told to, as its own `enable_lora` does."""
-    tracker = getattr(layer, "_tracker", None)
+    tracker: Any = getattr(layer, "_tracker", None)
     locked = tracker is not None and tracker.locked
     if locked:
         tracker.unlock()
