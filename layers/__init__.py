@@ -8,5 +8,6 @@ from kser_tf.layers.alignment_attention import AlignmentAttention
 from kser_tf.layers.esf_net import ESFNet
 from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
 from kser_tf.layers.knowledge_lookup import KnowledgeLookup
+from kser_tf.layers.output_correction import OutputCorrection
 
-__all__ = ["AlignmentAttention", "ESFNet", "KnowledgeExtractor", "KnowledgeLookup"]
+__all__ = ["AlignmentAttention", "ESFNet", "KnowledgeExtractor", "KnowledgeLookup", "OutputCorrection"]

@@ -1,0 +1,226 @@
+"""attach_at_output: knowledge for a model that is taken as a black box."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from kser_tf.attachment.output_corrected import (
+    OUTPUT_KINDS,
+    CorrectionPlan,
+    OutputCorrected,
+    input_names,
+    put_on,
+    take_off,
+)
+from kser_tf.layers import OutputCorrection
+
+
+def attach_at_output(
+    model: Any,
+    stores: Mapping[str | int, Any],
+    *,
+    output: str | int | None = None,
+    output_kind: str | None = None,
+    context: Sequence[str | int] = (),
+    backbone_logit: bool = False,
+    adapt: bool = True,
+    units: int = 16,
+    hidden_units: Sequence[int] = (32,),
+    num_heads: int = 4,
+    kernel_regularizer: Any = None,
+) -> Any:
+    """Adds a correction, made of the knowledge about a row's entities, to the output of a model.
+
+    Nothing inside the model is looked at or changed: it is called as before, and a correction is added to the logit that
+    it returns. The correction starts at 0, so the first predictions are the old ones, bit for bit; and it stays 0 for a
+    row whose entities the stores do not know, as long as the backbone itself is not trained.
+
+    The model that comes back is the very object, of the same class with the correction added: its own `compute_loss`,
+    `train_step` and metrics go on working, as do the names of its weights. It gets one more sub-layer,
+    `output_correction`. If it was compiled it must be compiled again before `fit`. The correction is in the loss where
+    the loss is computed from what the model returns; a `compute_loss` or `train_step` that calls sub-layers directly is
+    refused when it runs.
+
+    A backbone of which nothing is trained (`extractor_only(model, also=())`) runs as in inference, also within `fit`:
+    its Dropout is inactive and its BatchNormalization keeps its moving averages.
+
+    Args:
+        model: A Keras model: subclassed (a `tfrs.Model`, for instance) or functional.
+        stores: For each id feature a store with the knowledge about its entities. A feature is named by its key in the
+            model's dict of features, by its index where the model takes a tuple or list, by the name of an input of a
+            functional model, or by the name of an argument of `call`. One id for each score: `(batch,)` or `(batch, 1)`,
+            or `(batch, list)` for a listwise model; a user's id beside a list of items is taken for each of them.
+        output: Which output is corrected, of a model that has several: a key or an index. Defaults to the only one.
+        output_kind: What that output is: `"logit"`; `"probability"`, corrected in the space of its logit; or `"score"`,
+            such as a rating that is regressed on, which the correction is added to as it is to a logit. Defaults to
+            `"probability"` where a functional model ends in a sigmoid, else to `"logit"`.
+        context: Features of the request, one number a score each, that the correction may depend on: its effect is how
+            they change what an entity's knowledge says, and they have none without it. Defaults to none.
+        backbone_logit: bool. Whether the backbone's own logit is such a number, its gradient stopped. Defaults to
+            `False`.
+        adapt: bool. Whether the extractors are told about the catalogue as a whole, which reads each store twice. Worth
+            it unless the store has many millions of rows. Defaults to `True`.
+        units: As for `kser_tf.layers.OutputCorrection`, like those that follow.
+        hidden_units: Likewise.
+        num_heads: Likewise.
+        kernel_regularizer: Likewise.
+
+    Returns:
+        `model`, attached.
+
+    Raises:
+        TypeError: `model` is no model of the active Keras.
+        ValueError: The model cannot be attached to, with the reason and the way that would work. What can only be known
+            when the model is called (features, shapes, outputs) is refused then.
+
+    Example:
+
+    >>> model = kser_tf.attach(model, at_output={"movie_id": movies, "user_id": users})
+    >>> kser_tf.extractor_only(model, also=())
+    >>> model.compile(tf.keras.optimizers.Adam(1e-3))
+    """
+    _require_model(model)
+    if isinstance(model, OutputCorrected):
+        raise ValueError(
+            f"the output of {model.name} is corrected already, from {_listed(model._correction_plan.features)}. "  # type: ignore[attr-defined]
+            "Detach it first, and name all features in one call."
+        )
+    if not isinstance(stores, Mapping) or not stores:
+        raise ValueError(f"`at_output` must name features and their stores, {{'movie_id': store}}. Received: {stores!r}")
+    features = {_entity(feature): feature for feature in stores}
+    _require_inputs(model, [*stores, *context])
+    plan = CorrectionPlan(
+        features=features,
+        context=tuple(context),
+        backbone_logit=backbone_logit,
+        output=output,
+        output_kind=_output_kind(model, output, output_kind),
+    )
+    by_entity = {_entity(feature): store for feature, store in stores.items()}
+    correction = OutputCorrection(
+        by_entity,
+        units=units,
+        hidden_units=hidden_units,
+        num_heads=num_heads,
+        context_size=len(plan.context) + backbone_logit,
+        kernel_regularizer=kernel_regularizer,
+        name="output_correction",
+    )
+    correction.build()
+    if adapt:
+        correction.adapt(by_entity)
+    return put_on(model, correction, plan)
+
+
+def detach_output(model: Any) -> Any:
+    """Takes the correction away: `model` is what it was before `attach_at_output`, but for what of it was trained.
+
+    Raises:
+        ValueError: The output of the model is not corrected.
+    """
+    _require_corrected(model)
+    take_off(model)
+    return model
+
+
+def connect_output(model: Any, stores: Mapping[str | int, Any]) -> Any:
+    """Gives a model that was loaded from a `.keras` file its stores, by the features' names, or other ones.
+
+    If it was compiled, it goes on from there.
+
+    Raises:
+        ValueError: The output of the model is not corrected, or not from these features, or a store does not fit.
+    """
+    _require_corrected(model)
+    names = {feature: name for name, feature in model._correction_plan.features.items()}
+    if unknown := [feature for feature in stores if feature not in names]:
+        raise ValueError(
+            f"the output of {model.name} is corrected from {_listed(names)}. Received: {_listed(unknown)}"
+        )
+    model.output_correction.connect({names[feature]: store for feature, store in stores.items()})
+    for name in ("train_function", "test_function", "predict_function"):
+        setattr(model, name, None)
+    return model
+
+
+def _entity(feature: str | int) -> str:
+    return f"input_{feature}" if isinstance(feature, int) else feature
+
+
+def _listed(features: Any) -> str:
+    return ", ".join(map(repr, features))
+
+
+def _require_corrected(model: Any) -> None:
+    if not isinstance(model, OutputCorrected):
+        raise ValueError(f"nothing is attached at the output of {getattr(model, 'name', model)!r}.")
+
+
+def _require_model(model: Any) -> None:
+    if isinstance(model, tf.keras.Sequential):
+        raise ValueError(
+            f"{model.name} is a Sequential model, which takes no further layer beside its own. Put it into a functional "
+            f"one: x = tf.keras.Input(...); attach(tf.keras.Model(x, model(x)), ...)."
+        )
+    if isinstance(model, tf.keras.Model):
+        return
+    family = type(model).__mro__[-2].__module__
+    for module in {kind.__module__ for kind in type(model).__mro__}:
+        if module.split(".")[0] in ("keras", "tf_keras"):
+            family = module.split(".")[0]
+            raise TypeError(
+                f"the model is of the package {family}, and the active Keras, `tf.keras`, is "
+                f"{tf.keras.Model.__module__.split('.')[0]}. Set TF_USE_LEGACY_KERAS={'1' if family == 'tf_keras' else '0'} "
+                "before TensorFlow is imported."
+            )
+    raise TypeError(
+        f"expected a Keras model. Received: {type(model).__name__}. A SavedModel that was loaded becomes one with "
+        "kser_tf.SavedModelBackbone(path)."
+    )
+
+
+def _require_inputs(model: Any, features: Sequence[str | int]) -> None:
+    """A functional model has its inputs, and takes no other."""
+    names = input_names(model)
+    for feature in features if names else ():
+        if feature not in names and not (isinstance(feature, int) and -len(names) <= feature < len(names)):
+            raise ValueError(
+                f"{model.name} has no input {feature!r}. It has: {_listed(names)}. A functional model takes no other: "
+                "make the id one of its inputs, tf.keras.Model({**inputs, 'movie_id': ...}, outputs)."
+            )
+
+
+def _output_kind(model: Any, output: str | int | None, kind: str | None) -> str:
+    if kind is not None:
+        if kind not in OUTPUT_KINDS:
+            raise ValueError(f"`output_kind` must be one of {', '.join(OUTPUT_KINDS)}. Received: {kind!r}")
+        return kind
+    if input_names(model):
+        outputs = model.output if not isinstance(model.output, Mapping | list | tuple) else _of(model.output, output)
+        layer = getattr(outputs, "_keras_history", (None,))[0]
+        return "probability" if _is_sigmoid(layer) else "logit"
+    ends = [
+        layer.name
+        for layer in model._flatten_layers(include_self=False, recursive=True)
+        if _is_sigmoid(layer) and getattr(layer, "units", 1) == 1
+    ]
+    if ends:
+        raise ValueError(
+            f"{model.name} has the layer {_listed(ends)}, which ends in a sigmoid: what the model returns may be a "
+            "probability. Say which it is: output_kind='probability' or output_kind='logit'."
+        )
+    return "logit"
+
+
+def _of(outputs: Any, output: str | int | None) -> Any:
+    try:
+        return outputs[output]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _is_sigmoid(layer: Any) -> bool:
+    return getattr(layer, "activation", None) is tf.keras.activations.sigmoid

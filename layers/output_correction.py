@@ -1,0 +1,239 @@
+"""OutputCorrection: what the knowledge about a row's entities adds to a ranking model's logit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
+from kser_tf.layers.knowledge_lookup import KnowledgeLookup
+from kser_tf.layers.shaped_layer import cloned
+
+# Keeps the reciprocal of a zero vector's length finite; small against the mean square of an aligned vector.
+_EPSILON = 1e-6
+
+
+@tf.keras.utils.register_keras_serializable("kser_tf")
+class OutputCorrection(tf.keras.layers.Layer):
+    """Makes a number of the knowledge about the entities of a row, to be added to the logit of a model.
+
+    The model itself is not looked into: only ids go in, and what of the request is named as context. So this is for
+    models that are black boxes, and it can learn three things that such a model may lack: how good an item is that it
+    has seen little of (from the item's text alone), whom it suits (item times user), and in which situation (item times
+    context). For each entity `e` with chunks `C_e`, and the pairs of entities and of entity and context,
+
+        a_e = extractor_e(q_e, C_e)                                         (one learned query `q_e`)
+        v_e = there_e * (a_e / rms(a_e) + b_e)                              (`there_e`: 1 with knowledge, else 0)
+        x   = [there_e, v_e for each e; v_e * v_f for each pair; v_e * (P_e context) for each e]
+        correction = w . relu(W x)
+
+    `w` starts at zero, and so does every correction: added to a trained model, the layer leaves its predictions as they
+    are until it has learned something. There is no bias but behind `there_e`, so the correction of a row without any
+    knowledge is exactly 0 at every point of training.
+
+    The context meets the aligned vectors, not the queries: so an extractor's work depends on the entity alone, and is
+    done once for each distinct id of a batch. Context numbers are squashed, `sign(x) log(1 + |x|)`, such that an age or
+    a price can be passed as it is; those that are missing (NaN) count as 0.
+
+    Built from the published description of KSER, which attaches to embeddings; the correction of an output is ours.
+
+    Args:
+        stores: For each entity's name a `kser_tf.KnowledgeStore`. Left out when the layer is made from its config:
+            then `connect` gives them.
+        units: int. Width of the aligned vectors. Defaults to `16`.
+        hidden_units: Widths of the hidden layers between them and the correction. `()` makes it linear in `x`, a
+            weighted dot product of each pair. Defaults to `(32,)`.
+        num_heads: int. Heads of each extractor's attention. Defaults to `4`.
+        context_size: int. How many numbers the context of a row has. Defaults to `0`.
+        kernel_regularizer: Regularizer of all kernels, those of the extractors too. Defaults to `None`.
+        shapes: For each entity's name `(fields, chunks, width)`. Taken from the stores.
+
+    Call arguments:
+        ids: For each entity's name the ids of the rows, `(batch,)`, integer or string as in the store.
+        context: `(batch, context_size)`, floating point; `None` where `context_size` is 0. Its gradient is stopped.
+
+    Returns:
+        `(batch,)`, float32.
+
+    Raises:
+        ValueError: An argument is out of its range, an entity's ids or the context are missing or of another shape, or
+            the layer has no store.
+
+    Example:
+
+    >>> correction = kser_tf.layers.OutputCorrection({"movie_id": store})
+    >>> logit += correction({"movie_id": features["movie_id"]})
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[str, Any] | None = None,
+        *,
+        units: int = 16,
+        hidden_units: Sequence[int] = (32,),
+        num_heads: int = 4,
+        context_size: int = 0,
+        kernel_regularizer: Any = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not stores and not shapes:
+            raise ValueError("`stores` must name at least one entity, such as {'movie_id': store}.")
+        if units < 1 or any(width < 1 for width in hidden_units):
+            raise ValueError(
+                f"`units` and `hidden_units` must be at least 1. Received: units={units}, hidden_units={hidden_units}"
+            )
+        if context_size < 0:
+            raise ValueError(f"`context_size` must not be negative. Received: context_size={context_size}")
+        # Passed args.
+        self.units = units
+        self.hidden_units = tuple(hidden_units)
+        self.num_heads = num_heads
+        self.context_size = context_size
+        self.kernel_regularizer = tf.keras.regularizers.get(kernel_regularizer)
+        # Derived. Sorted: files keep the layers of a dict by their order, and that must not be the caller's.
+        self.entities = tuple(sorted(stores or shapes or {}))
+        self.lookups = {
+            name: KnowledgeLookup(
+                stores[name] if stores else None, shape=_shape(shapes, name), dtype=self.dtype_policy, name=f"lookup_{i}"
+            )
+            for i, name in enumerate(self.entities)
+        }
+        self.extractors = {
+            name: KnowledgeExtractor(
+                num_heads,
+                # Else nothing would ever be learned: of two zero projections in a row neither has a gradient.
+                output_initializer="glorot_uniform",
+                kernel_regularizer=self.kernel_regularizer,
+                dtype=self.dtype_policy,
+                name=f"extractor_{i}",
+            )
+            for i, name in enumerate(self.entities)
+        }
+        self.hidden = [self._dense(width, f"hidden_{i}", "relu") for i, width in enumerate(self.hidden_units)]
+        # float32 in every precision policy, as the logit that it is added to.
+        self.projection = tf.keras.layers.Dense(
+            1, use_bias=False, kernel_initializer="zeros", dtype="float32", name="projection"
+        )
+
+    def _dense(self, width: int, name: str, activation: str) -> Any:
+        return tf.keras.layers.Dense(
+            width,
+            activation=activation,
+            use_bias=False,
+            kernel_regularizer=self.kernel_regularizer,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all weights. Their shapes follow from the arguments, so it can be called without any."""
+        if self.built:
+            return
+        self._queries, self._biases, self._context_kernels = {}, {}, {}
+        for name in self.entities:
+            self._queries[name] = self.add_weight(
+                name=f"{name}_query", shape=(1, 1, self.units), initializer=cloned("glorot_uniform")
+            )
+            self._biases[name] = self.add_weight(name=f"{name}_bias", shape=(self.units,), initializer="zeros")
+            if self.context_size:
+                self._context_kernels[name] = self.add_weight(
+                    name=f"{name}_context_kernel",
+                    shape=(self.context_size, self.units),
+                    initializer=cloned("glorot_uniform"),
+                    regularizer=self.kernel_regularizer,
+                )
+            with tf.name_scope(self.extractors[name].name):
+                self.extractors[name].build((1, 1, self.units), (None, *self.lookups[name].shape))
+        count = len(self.entities)
+        vectors = count + count * (count - 1) // 2 + (count if self.context_size else 0)
+        width = count + vectors * self.units
+        for layer in (*self.hidden, self.projection):
+            with tf.name_scope(layer.name):
+                layer.build((None, width))
+            width = layer.units
+        self.built = True
+
+    def call(self, ids: Mapping[str, Any], context: Any = None) -> Any:
+        if missing := [name for name in self.entities if name not in ids]:
+            raise ValueError(f"{self.name} needs the ids of {', '.join(missing)}. Received those of: {', '.join(ids)}")
+        there, vectors = {}, {}
+        for name in self.entities:
+            there[name], vectors[name] = self._vector(name, ids[name])
+        parts = [there[name] for name in self.entities] + [vectors[name] for name in self.entities]
+        parts += [vectors[one] * vectors[other] for one, other in itertools.combinations(self.entities, 2)]
+        if self.context_size:
+            context = self._squashed(context)
+            parts += [
+                vectors[name] * tf.matmul(context, tf.cast(self._context_kernels[name], self.compute_dtype))
+                for name in self.entities
+            ]
+        hidden = tf.concat(parts, -1)
+        for layer in (*self.hidden, self.projection):
+            hidden = layer(hidden)
+        return hidden[:, 0]
+
+    def _vector(self, name: str, ids: Any) -> tuple[Any, Any]:
+        """Whether there is knowledge, `(batch, 1)`, and the vector made of it, `(batch, units)`."""
+        lookup, extractor = self.lookups[name], self.extractors[name]
+        rows, places = tf.unique(lookup.rows(ids))
+        chunks, mask = lookup.lookup_rows(rows)
+        query = tf.tile(tf.cast(self._queries[name], self.compute_dtype), (tf.shape(rows)[0], 1, 1))
+        aligned = extractor(query, chunks, mask=mask)[:, 0]
+        # In float32: the squares of half precision are partly below what it can hold.
+        wide = tf.cast(aligned, tf.float32)
+        wide *= tf.math.rsqrt(tf.reduce_mean(wide * wide, -1, keepdims=True) + _EPSILON)
+        there = tf.cast(tf.reduce_any(mask, (1, 2)), self.compute_dtype)[:, None]
+        vector = there * (tf.cast(wide, self.compute_dtype) + tf.cast(self._biases[name], self.compute_dtype))
+        return tf.gather(there, places), tf.gather(vector, places)
+
+    def _squashed(self, context: Any) -> Any:
+        if context is None or context.shape.rank != 2 or context.shape[1] not in (None, self.context_size):
+            raise ValueError(
+                f"{self.name}: `context` must be (batch, {self.context_size}). "
+                f"Received: {'none' if context is None else context.shape}"
+            )
+        context = tf.stop_gradient(tf.cast(context, self.compute_dtype))
+        context = tf.where(tf.math.is_nan(context), tf.zeros_like(context), context)
+        return tf.sign(context) * tf.math.log1p(tf.abs(context))
+
+    def connect(self, stores: Mapping[str, Any]) -> None:
+        """Gives some or all of the entities a store, in place of what was there; models must be compiled anew after it.
+
+        Raises:
+            ValueError: There is no such entity, or a store's fields, chunks or width are not those of the layer.
+        """
+        if unknown := set(stores) - set(self.entities):
+            raise ValueError(
+                f"{self.name} has the entities {', '.join(self.entities)}. Received: {', '.join(sorted(unknown))}"
+            )
+        for name, store in stores.items():
+            self.lookups[name].connect(store)
+
+    def adapt(self, stores: Mapping[str, Any]) -> None:
+        """Tells each extractor about its catalogue as a whole, as `KnowledgeExtractor.adapt` does.
+
+        It changes no correction that is still zero. Reads each store twice. The layer must be built.
+        """
+        for name, store in stores.items():
+            self.extractors[name].adapt(store)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.update(
+            units=self.units,
+            hidden_units=list(self.hidden_units),
+            num_heads=self.num_heads,
+            context_size=self.context_size,
+            kernel_regularizer=tf.keras.regularizers.serialize(self.kernel_regularizer),
+            shapes={name: list(lookup.shape) for name, lookup in self.lookups.items()},
+        )
+        return config
+
+
+def _shape(shapes: Mapping[str, Sequence[int]] | None, name: str) -> Any:
+    return None if shapes is None else tuple(shapes[name])
