@@ -10,11 +10,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from kser_tf.layers import AlignmentAttention, ESFNet, KnowledgeExtractor
+from kser_tf.layers import AlignmentAttention, ESFNet, KnowledgeExtractor, OutputCorrection
 
 # The parts of a backbone that extractor-only training may train beside the extractor.
 BACKBONE_PARTS = ("embedding", "output")
-_EXTRACTOR_LAYERS = (KnowledgeExtractor, ESFNet, AlignmentAttention)
+_EXTRACTOR_LAYERS = (OutputCorrection, KnowledgeExtractor, ESFNet, AlignmentAttention)
 
 
 @dataclass(frozen=True)

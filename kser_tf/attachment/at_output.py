@@ -15,6 +15,7 @@ from kser_tf.attachment.output_corrected import (
     put_on,
     take_off,
 )
+from kser_tf.attachment.saved_model_backbone import SavedModelBackbone
 from kser_tf.layers import OutputCorrection
 
 
@@ -198,6 +199,13 @@ def _output_kind(model: Any, output: str | int | None, kind: str | None) -> str:
         if kind not in OUTPUT_KINDS:
             raise ValueError(f"`output_kind` must be one of {', '.join(OUTPUT_KINDS)}. Received: {kind!r}")
         return kind
+    if isinstance(model, SavedModelBackbone):
+        if model.output_name in OUTPUT_KINDS:
+            return model.output_name
+        raise ValueError(
+            f"nothing tells what the output {model.output_name!r} of {model.folder} is. Say it: output_kind='logit', "
+            "'probability' or 'score'."
+        )
     if input_names(model):
         outputs = model.output if not isinstance(model.output, Mapping | list | tuple) else _of(model.output, output)
         layer = getattr(outputs, "_keras_history", (None,))[0]
