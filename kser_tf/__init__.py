@@ -15,11 +15,13 @@ from kser_tf.version import __version__
 _LAZY = {
     "KnowledgeStore": "kser_tf.knowledge_store",
     "RankingModel": "kser_tf.models.ranking_model",
+    "SavedModelBackbone": "kser_tf.attachment.saved_model_backbone",
     "all_parameters": "kser_tf.strategies",
     "check": "kser_tf.serving.check",
     "export": "kser_tf.serving.export",
     "extractor_only": "kser_tf.strategies",
     "trainable_report": "kser_tf.strategies",
+    "warm_start": "kser_tf.weights.warm_start",
 }
 
 # RankingModel needs Keras 2, so `from kser_tf import *` leaves it out.

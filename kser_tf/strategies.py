@@ -104,7 +104,7 @@ def extractor_only(
     if unknown:
         raise ValueError(f"`also` may name {' and '.join(BACKBONE_PARTS)}. Received: also={tuple(also)}")
     _require_built(model)
-    chosen = [layer for layer in _layers_below(model) if isinstance(layer, _EXTRACTOR_LAYERS)]
+    chosen = extractor_layers(model)
     if not chosen:
         raise ValueError(
             "the model has no KnowledgeExtractor, ESFNet or AlignmentAttention: there is no extractor to train."
@@ -129,6 +129,11 @@ def extractor_only(
         if id(layer) not in inside and id(layer) not in around:
             layer.trainable = False
     return _changed(model)
+
+
+def extractor_layers(model: Any) -> list[Any]:
+    """Returns the layers of a model that make up the knowledge extractor, those inside one another too."""
+    return [layer for layer in _layers_below(model) if isinstance(layer, _EXTRACTOR_LAYERS)]
 
 
 def _changed(model: Any) -> TrainableReport:

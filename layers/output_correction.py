@@ -36,7 +36,7 @@ class OutputCorrection(tf.keras.layers.Layer):
 
     The context meets the aligned vectors, not the queries: so an extractor's work depends on the entity alone, and is
     done once for each distinct id of a batch. Context numbers are squashed, `sign(x) log(1 + |x|)`, such that an age or
-    a price can be passed as it is; those that are missing (NaN) count as 0.
+    a price can be passed as it is; those that are missing (NaN) or infinite count as 0.
 
     Built from the published description of KSER, which attaches to embeddings; the correction of an output is ours.
 
@@ -97,14 +97,15 @@ class OutputCorrection(tf.keras.layers.Layer):
         self.kernel_regularizer = tf.keras.regularizers.get(kernel_regularizer)
         # Derived. Sorted: files keep the layers of a dict by their order, and that must not be the caller's.
         self.entities = tuple(sorted(stores or shapes or {}))
-        self.lookups = {
-            name: KnowledgeLookup(
-                stores[name] if stores else None, shape=_shape(shapes, name), dtype=self.dtype_policy, name=f"lookup_{i}"
+        # Each an attribute of its own: in a dict or list, TensorFlow's checkpoints would not find it under Keras 3.
+        for i, name in enumerate(self.entities):
+            lookup = KnowledgeLookup(
+                stores[name] if stores else None,
+                shape=_shape(shapes, name),
+                dtype=self.dtype_policy,
+                name=f"lookup_{i}",
             )
-            for i, name in enumerate(self.entities)
-        }
-        self.extractors = {
-            name: KnowledgeExtractor(
+            extractor = KnowledgeExtractor(
                 num_heads,
                 # Else nothing would ever be learned: of two zero projections in a row neither has a gradient.
                 output_initializer="glorot_uniform",
@@ -112,47 +113,61 @@ class OutputCorrection(tf.keras.layers.Layer):
                 dtype=self.dtype_policy,
                 name=f"extractor_{i}",
             )
-            for i, name in enumerate(self.entities)
-        }
-        self.hidden = [self._dense(width, f"hidden_{i}", "relu") for i, width in enumerate(self.hidden_units)]
+            setattr(self, lookup.name, lookup)
+            setattr(self, extractor.name, extractor)
+        for i, width in enumerate(self.hidden_units):
+            setattr(self, f"hidden_{i}", self._dense(width, f"hidden_{i}"))
         # float32 in every precision policy, as the logit that it is added to.
         self.projection = tf.keras.layers.Dense(
             1, use_bias=False, kernel_initializer="zeros", dtype="float32", name="projection"
         )
 
-    def _dense(self, width: int, name: str, activation: str) -> Any:
+    def _dense(self, width: int, name: str) -> Any:
         return tf.keras.layers.Dense(
             width,
-            activation=activation,
+            activation="relu",
             use_bias=False,
             kernel_regularizer=self.kernel_regularizer,
             dtype=self.dtype_policy,
             name=name,
         )
 
+    @property
+    def lookups(self) -> dict[str, KnowledgeLookup]:
+        """For each entity's name its look-up."""
+        return {name: getattr(self, f"lookup_{i}") for i, name in enumerate(self.entities)}
+
+    @property
+    def extractors(self) -> dict[str, KnowledgeExtractor]:
+        """For each entity's name its extractor."""
+        return {name: getattr(self, f"extractor_{i}") for i, name in enumerate(self.entities)}
+
+    @property
+    def _dense_layers(self) -> list[Any]:
+        return [*(getattr(self, f"hidden_{i}") for i in range(len(self.hidden_units))), self.projection]
+
     def build(self, input_shape: Any = None) -> None:
         """Makes all weights. Their shapes follow from the arguments, so it can be called without any."""
         if self.built:
             return
-        self._queries, self._biases, self._context_kernels = {}, {}, {}
-        for name in self.entities:
-            self._queries[name] = self.add_weight(
-                name=f"{name}_query", shape=(1, 1, self.units), initializer=cloned("glorot_uniform")
-            )
-            self._biases[name] = self.add_weight(name=f"{name}_bias", shape=(self.units,), initializer="zeros")
+        for i, extractor in enumerate(self.extractors.values()):
+            weights = {"query": ((1, 1, self.units), "glorot_uniform"), "bias": ((self.units,), "zeros")}
             if self.context_size:
-                self._context_kernels[name] = self.add_weight(
-                    name=f"{name}_context_kernel",
-                    shape=(self.context_size, self.units),
-                    initializer=cloned("glorot_uniform"),
-                    regularizer=self.kernel_regularizer,
+                weights["context_kernel"] = ((self.context_size, self.units), "glorot_uniform")
+            for name, (shape, initializer) in weights.items():
+                weight = self.add_weight(
+                    name=f"{name}_{i}",
+                    shape=shape,
+                    initializer=cloned(initializer),
+                    regularizer=self.kernel_regularizer if name == "context_kernel" else None,
                 )
-            with tf.name_scope(self.extractors[name].name):
-                self.extractors[name].build((1, 1, self.units), (None, *self.lookups[name].shape))
+                setattr(self, f"_{name}_{i}", weight)
+            with tf.name_scope(extractor.name):
+                extractor.build((1, 1, self.units), (None, *getattr(self, f"lookup_{i}").shape))
         count = len(self.entities)
         vectors = count + count * (count - 1) // 2 + (count if self.context_size else 0)
         width = count + vectors * self.units
-        for layer in (*self.hidden, self.projection):
+        for layer in self._dense_layers:
             with tf.name_scope(layer.name):
                 layer.build((None, width))
             width = layer.units
@@ -162,33 +177,37 @@ class OutputCorrection(tf.keras.layers.Layer):
         if missing := [name for name in self.entities if name not in ids]:
             raise ValueError(f"{self.name} needs the ids of {', '.join(missing)}. Received those of: {', '.join(ids)}")
         there, vectors = {}, {}
-        for name in self.entities:
-            there[name], vectors[name] = self._vector(name, ids[name])
+        for i, name in enumerate(self.entities):
+            there[name], vectors[name] = self._vector(i, name, ids[name])
         parts = [there[name] for name in self.entities] + [vectors[name] for name in self.entities]
         parts += [vectors[one] * vectors[other] for one, other in itertools.combinations(self.entities, 2)]
         if self.context_size:
             context = self._squashed(context)
             parts += [
-                vectors[name] * tf.matmul(context, tf.cast(self._context_kernels[name], self.compute_dtype))
-                for name in self.entities
+                vectors[name] * tf.matmul(context, tf.cast(getattr(self, f"_context_kernel_{i}"), self.compute_dtype))
+                for i, name in enumerate(self.entities)
             ]
         hidden = tf.concat(parts, -1)
-        for layer in (*self.hidden, self.projection):
+        for layer in self._dense_layers:
             hidden = layer(hidden)
         return hidden[:, 0]
 
-    def _vector(self, name: str, ids: Any) -> tuple[Any, Any]:
-        """Whether there is knowledge, `(batch, 1)`, and the vector made of it, `(batch, units)`."""
-        lookup, extractor = self.lookups[name], self.extractors[name]
-        rows, places = tf.unique(lookup.rows(ids))
+    def _vector(self, i: int, name: str, ids: Any) -> tuple[Any, Any]:
+        """Whether there is knowledge of entity `i`, `(batch, 1)`, and the vector made of it, `(batch, units)`."""
+        lookup, extractor = getattr(self, f"lookup_{i}"), getattr(self, f"extractor_{i}")
+        try:
+            rows, places = tf.unique(lookup.rows(ids))
+        except ValueError as error:
+            raise ValueError(f"{name!r}: {error}") from None
         chunks, mask = lookup.lookup_rows(rows)
-        query = tf.tile(tf.cast(self._queries[name], self.compute_dtype), (tf.shape(rows)[0], 1, 1))
+        query = tf.tile(tf.cast(getattr(self, f"_query_{i}"), self.compute_dtype), (tf.shape(rows)[0], 1, 1))
         aligned = extractor(query, chunks, mask=mask)[:, 0]
         # In float32: the squares of half precision are partly below what it can hold.
         wide = tf.cast(aligned, tf.float32)
         wide *= tf.math.rsqrt(tf.reduce_mean(wide * wide, -1, keepdims=True) + _EPSILON)
         there = tf.cast(tf.reduce_any(mask, (1, 2)), self.compute_dtype)[:, None]
-        vector = there * (tf.cast(wide, self.compute_dtype) + tf.cast(self._biases[name], self.compute_dtype))
+        bias = tf.cast(getattr(self, f"_bias_{i}"), self.compute_dtype)
+        vector = there * (tf.cast(wide, self.compute_dtype) + bias)
         return tf.gather(there, places), tf.gather(vector, places)
 
     def _squashed(self, context: Any) -> Any:
@@ -198,7 +217,7 @@ class OutputCorrection(tf.keras.layers.Layer):
                 f"Received: {'none' if context is None else context.shape}"
             )
         context = tf.stop_gradient(tf.cast(context, self.compute_dtype))
-        context = tf.where(tf.math.is_nan(context), tf.zeros_like(context), context)
+        context = tf.where(tf.math.is_finite(context), context, tf.zeros_like(context))
         return tf.sign(context) * tf.math.log1p(tf.abs(context))
 
     def connect(self, stores: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from kser_tf.attachment.output_corrected import (
     OUTPUT_KINDS,
     CorrectionPlan,
     OutputCorrected,
+    forget_traces,
     input_names,
     put_on,
     take_off,
@@ -90,7 +91,9 @@ def attach_at_output(
             "Detach it first, and name all features in one call."
         )
     if not isinstance(stores, Mapping) or not stores:
-        raise ValueError(f"`at_output` must name features and their stores, {{'movie_id': store}}. Received: {stores!r}")
+        raise ValueError(
+            f"`at_output` must name features and their stores, {{'movie_id': store}}. Received: {stores!r}"
+        )
     features = {_entity(feature): feature for feature in stores}
     _require_inputs(model, [*stores, *context])
     plan = CorrectionPlan(
@@ -138,12 +141,9 @@ def connect_output(model: Any, stores: Mapping[str | int, Any]) -> Any:
     _require_corrected(model)
     names = {feature: name for name, feature in model._correction_plan.features.items()}
     if unknown := [feature for feature in stores if feature not in names]:
-        raise ValueError(
-            f"the output of {model.name} is corrected from {_listed(names)}. Received: {_listed(unknown)}"
-        )
+        raise ValueError(f"the output of {model.name} is corrected from {_listed(names)}. Received: {_listed(unknown)}")
     model.output_correction.connect({names[feature]: store for feature, store in stores.items()})
-    for name in ("train_function", "test_function", "predict_function"):
-        setattr(model, name, None)
+    forget_traces(model, compiled=False)
     return model
 
 

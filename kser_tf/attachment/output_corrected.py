@@ -145,7 +145,7 @@ class OutputCorrected:
         backbone = tf.keras.saving.deserialize_keras_object(config["backbone"], custom_objects=custom_objects)
         correction = tf.keras.saving.deserialize_keras_object(config["correction"])
         plan = dict(config["plan"])
-        plan["features"] = {name: feature for name, feature in plan["features"]}
+        plan["features"] = dict(plan["features"])
         plan["context"] = tuple(plan["context"])
         correction.build()
         model = put_on(backbone, correction, CorrectionPlan(**plan))
@@ -169,24 +169,45 @@ class _InInference(tf.keras.layers.Layer):
 
 def put_on(model: Any, correction: OutputCorrection, plan: CorrectionPlan) -> Any:
     """Makes `model` one whose output is corrected. `take_off` is the way back."""
-    model.__class__ = _corrected_class(type(model))
-    with _unlocked(model):
-        model.output_correction = correction
-    model._correction_plan = plan
-    _forget_traces(model)
+    _put_on(model, correction, plan)
+    forget_traces(model)
     return model
 
 
 def take_off(model: Any) -> OutputCorrection:
     """Makes `model` what it was before `put_on`; returns the correction."""
+    correction = _take_off(model)
+    forget_traces(model)
+    return correction
+
+
+def forget_traces(model: Any, *, compiled: bool = True) -> None:
+    """Has a model forget what `fit`, `evaluate` and `predict` have traced, and with `compiled` that it was compiled.
+
+    What was traced knows only the layers of before; and so does the optimizer, which `fit` would fail on.
+    """
+    for name in ("train_function", "test_function", "predict_function"):
+        setattr(model, name, None)
+    for name in ("_is_compiled", "compiled") if compiled else ():
+        if name in vars(model):
+            setattr(model, name, False)
+
+
+def _put_on(model: Any, correction: OutputCorrection, plan: CorrectionPlan) -> None:
+    model.__class__ = _corrected_class(type(model))
+    with _unlocked(model):
+        model.output_correction = correction
+    model._correction_plan = plan
+
+
+def _take_off(model: Any) -> OutputCorrection:
     correction = model.output_correction
     with _unlocked(model) as tracker:
         del model.output_correction
-        if tracker is not None:
+        if tracker is not None:  # Keras 3 does not untrack what is deleted
             tracker.untrack(correction)
     del model._correction_plan
     model.__class__ = type(model).backbone_class
-    _forget_traces(model)
     return correction
 
 
@@ -211,24 +232,13 @@ tf.keras.utils.register_keras_serializable("kser_tf")(OutputCorrected)
 
 @contextlib.contextmanager
 def _without_correction(model: Any) -> Iterator[OutputCorrection]:
+    """Makes the model the backbone for the block: to those who describe it, not to those who call it."""
     plan = model._correction_plan
-    functions = {name: getattr(model, name, None) for name in _TRACES}
-    correction = take_off(model)
+    correction = _take_off(model)
     try:
         yield correction
     finally:
-        put_on(model, correction, plan)
-        for name, function in functions.items():
-            setattr(model, name, function)
-
-
-_TRACES = ("train_function", "test_function", "predict_function")
-
-
-def _forget_traces(model: Any) -> None:
-    """Has `fit`, `evaluate` and `predict` of a compiled model trace its `call` anew."""
-    for name in _TRACES:
-        setattr(model, name, None)
+        _put_on(model, correction, plan)
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ class SavedModelBackbone(tf.keras.Model):
         self.output_name = _output(function, output, self.folder)
         # Derived. The function is hidden from Keras, which would take its variables for weights of this model.
         self._saved_model = _Hidden(loaded, function)
-        self.specs = {name: spec for name, spec in function.structured_input_signature[1].items()}
+        self.specs = dict(function.structured_input_signature[1])
         # An export looks for look-up tables in attributes.
         self.tables = [
             part
@@ -107,7 +107,9 @@ class _Hidden:
 
 def _load(path: Path) -> Any:
     if not tf.saved_model.contains_saved_model(str(path)):
-        versions = sorted(int(file.parent.name) for file in path.glob("*/saved_model.pb") if file.parent.name.isdecimal())
+        versions = sorted(
+            int(file.parent.name) for file in path.glob("*/saved_model.pb") if file.parent.name.isdecimal()
+        )
         mend = f"It holds the versions {versions}: name one, {path / str(versions[-1])}." if versions else ""
         raise DataError(f"{path} is no SavedModel: there is no saved_model.pb in it. {mend}".rstrip())
     try:
@@ -118,7 +120,9 @@ def _load(path: Path) -> Any:
 
 def _signature(loaded: Any, name: str, path: str) -> Any:
     if name not in loaded.signatures:
-        raise DataError(f"{path} has no signature {name!r}. It has: {', '.join(map(repr, loaded.signatures)) or 'none'}")
+        raise DataError(
+            f"{path} has no signature {name!r}. It has: {', '.join(map(repr, loaded.signatures)) or 'none'}"
+        )
     return loaded.signatures[name]
 
 
