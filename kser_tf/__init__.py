@@ -13,13 +13,18 @@ from kser_tf.version import __version__
 
 # Loaded at first use, so that importing the package, or its store, does not import TensorFlow.
 _LAZY = {
+    "Attachment": "kser_tf.attachment.place",
     "KnowledgeStore": "kser_tf.knowledge_store",
     "RankingModel": "kser_tf.models.ranking_model",
     "SavedModelBackbone": "kser_tf.attachment.saved_model_backbone",
     "all_parameters": "kser_tf.strategies",
+    "attach": "kser_tf.attachment.attach",
+    "attachments": "kser_tf.attachment.attach",
     "check": "kser_tf.serving.check",
+    "detach": "kser_tf.attachment.attach",
     "export": "kser_tf.serving.export",
     "extractor_only": "kser_tf.strategies",
+    "find_layer": "kser_tf.layer_paths",
     "trainable_report": "kser_tf.strategies",
     "warm_start": "kser_tf.weights.warm_start",
 }

@@ -21,6 +21,14 @@ class StoreError(KserError, ValueError):
     """A knowledge store is damaged, of another format version, locked, or does not fit what it is used for."""
 
 
+class LayerPathError(KserError, LookupError):
+    """A model has no sub-layer at the path that was given."""
+
+
+class AttachError(KserError, ValueError):
+    """An extractor cannot be attached to this model, or not there."""
+
+
 class ExportError(KserError, ValueError):
     """A model cannot be exported, or an exported model does not do what it should."""
 

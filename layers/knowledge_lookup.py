@@ -75,6 +75,11 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         self.shape = shape
         self._current = _Untracked(KnowledgeTables(store))
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the layer has a store."""
+        return self._current.value is not None
+
     def tables(self, *, copy: bool = False) -> KnowledgeTables:
         """Returns the tables that are looked up.
 

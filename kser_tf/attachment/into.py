@@ -1,0 +1,212 @@
+"""Attaching into embedding layers, in place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kser_tf.attachment.attached_model import AttachedModel, Hook, forget_traces, hooks_of, put_in_place, take_away
+from kser_tf.attachment.place import Attachment, Place, find_place
+from kser_tf.attachment.report import AttachedPlace
+from kser_tf.errors import AttachError, StoreError
+from kser_tf.keras_version import keras_2_is_active
+from kser_tf.layer_paths import find_layer, is_embedding, layer_paths
+from kser_tf.layers.knowledge_embedding import APPEND, MODES, RESIDUAL, KnowledgeEmbedding
+
+# Where an attached functional model has the Sequential that it was made from.
+_SEQUENTIAL = "_sequential_before_attach"
+_NAMED = 3  # as many layers are named in a message
+
+
+def attach_into(model: Any, into: Mapping[str, Any], *, mode: str = RESIDUAL, **extractor: Any) -> Any:
+    """Does `kser_tf.attach(model, into=...)`."""
+    if mode not in MODES:
+        raise AttachError(f"`mode` must be one of {', '.join(MODES)}. Received: mode={mode!r}")
+    attachments = _checked(into)
+    require_one_keras(model)
+    before = {id(hook.place.layer): hook for hook in hooks_of(model).values()}
+    places: dict[int, tuple[Place, Attachment]] = {}
+    connecting: list[tuple[Hook, Place, Attachment]] = []
+    for path, attachment in attachments.items():
+        hook = before.get(id(find_layer(model, path)))
+        if hook is None:
+            place = find_place(model, path, attachment)
+            if id(place.layer) in places:
+                first = places[id(place.layer)][0].path
+                raise AttachError(f"{first!r} and {path!r} are the same layer: name it once.")
+            places[id(place.layer)] = place, attachment
+            continue
+        if hook.knowledge.mode != mode:
+            raise AttachError(
+                f"{path!r} has an extractor already, with mode={hook.knowledge.mode!r}: it takes a new store, not another "
+                "mode. Call kser_tf.detach(model) before."
+            )
+        with _as_backbone_layer(hook):
+            connecting.append((hook, find_place(model, path, attachment), attachment))
+    if mode == APPEND:
+        _require_unbuilt_behind(model, [place.layer for place, _ in places.values()])
+    with _scope(model):
+        hooks = [
+            Hook(place, _made(place, attachment, mode, extractor), attachment=attachment)
+            for place, attachment in places.values()
+        ]
+    for hook, place, attachment in connecting:
+        _connect(hook.knowledge, place, attachment)
+        hook.place, hook.attachment = place, attachment
+    forget_traces(model)
+    return put_in_place(_holder(model), hooks) if hooks else model
+
+
+def detach_into(model: Any) -> Any:
+    """Does `kser_tf.detach` for what is attached to embeddings."""
+    if not isinstance(model, AttachedModel):
+        return model
+    model = take_away(model)
+    return vars(model).pop(_SEQUENTIAL, model)
+
+
+def report_into(model: Any) -> list[AttachedPlace]:
+    """Returns what is attached to a model's embeddings."""
+    return [_reported(hook) for hook in hooks_of(model).values()]
+
+
+def require_one_keras(model: Any) -> None:
+    """Raises `AttachError` unless the model is of the active Keras, and all of its layers."""
+    active, other = ("Keras 2", "Keras 3") if keras_2_is_active() else ("Keras 3", "Keras 2")
+    mend = (
+        "Set the environment variable TF_USE_LEGACY_KERAS "
+        f"to {0 if keras_2_is_active() else 1} before TensorFlow is imported, to have {other} as `tf.keras`"
+    )
+    if not isinstance(model, tf.keras.Model):
+        if _is_of_other_keras(model):
+            raise AttachError(f"the model is a {other} model, and the active Keras is {active}. {mend}.")
+        raise AttachError(f"`model` must be a tf.keras.Model. Received: {type(model).__name__}")
+    for path, layer in {"the model": model, **layer_paths(model)}.items():
+        for name, value in vars(layer).items():
+            if _is_of_other_keras(value):
+                raise AttachError(
+                    f"`{name}` of {path} is a {other} layer in a {active} model, which does not see its weights: they are "
+                    f"neither trained nor saved. Make all layers of one Keras, as tf.keras.layers. {mend}."
+                )
+
+
+def _is_of_other_keras(value: Any) -> bool:
+    package = "keras." if keras_2_is_active() else "tf_keras."
+    return any(base.__name__ == "Layer" and base.__module__.startswith(package) for base in type(value).__mro__)
+
+
+def _checked(into: Mapping[str, Any]) -> dict[str, Attachment]:
+    if not isinstance(into, Mapping) or not into:
+        raise AttachError(f"`into` must be a dict from paths of embedding layers to stores. Received: into={into!r}")
+    attachments = {}
+    for path, given in into.items():
+        attachment = given if isinstance(given, Attachment) else Attachment(given)
+        if not hasattr(attachment.store, "vectors") or not hasattr(attachment.store, "lookup"):
+            raise AttachError(
+                f"into[{path!r}] must be a kser_tf.KnowledgeStore, or a kser_tf.Attachment with one. Received: "
+                f"{type(attachment.store).__name__}. (Open a path with kser_tf.KnowledgeStore.open.)"
+            )
+        attachments[path] = attachment
+    return attachments
+
+
+def _made(place: Place, attachment: Attachment, mode: str, options: Mapping[str, Any]) -> KnowledgeEmbedding:
+    table = next((x for x in [place.layer, *layer_paths(place.layer).values()] if is_embedding(x)), place.layer)
+    knowledge = KnowledgeEmbedding(
+        mode=mode, extractor={**options, **(attachment.extractor or {})}, dtype=table.dtype_policy, name="knowledge"
+    )
+    _connect(knowledge, place, attachment)
+    knowledge.build((None, place.width))
+    knowledge.extractor.adapt(attachment.store)
+    return knowledge
+
+
+def _connect(knowledge: KnowledgeEmbedding, place: Place, attachment: Attachment) -> None:
+    try:
+        knowledge.connect(attachment.store, index_ids=place.index_ids)
+    except StoreError as error:
+        raise AttachError(f"{place.path!r}: {error}") from error
+    except ValueError as error:
+        raise AttachError(
+            f"{place.path!r}: {error} To begin anew with this store, call kser_tf.detach(model) before."
+        ) from error
+
+
+def _holder(model: Any) -> Any:
+    """The model itself; for a Sequential, which holds nothing but its stack, a functional model of the same layers."""
+    if not isinstance(model, tf.keras.Sequential):
+        return model
+    if not model.built:
+        raise AttachError(
+            "a Sequential model must be built before knowledge can be attached to it: call it on a batch once. (For "
+            "mode='append', write it as a subclass of tf.keras.Model, or with kser_tf.layers.KnowledgeEmbedding.)"
+        )
+    functional = tf.keras.Model(model.inputs, model.outputs[0], name=model.name)
+    object.__setattr__(functional, _SEQUENTIAL, model)
+    return functional
+
+
+def _require_unbuilt_behind(model: Any, places: list[Any]) -> None:
+    inside = {id(inner) for place in places for inner in [place, *layer_paths(place).values()]}
+    built = [
+        path
+        for path, layer in layer_paths(model).items()
+        if layer.built and layer.weights and id(layer) not in inside and not _is_before_everything(layer)
+    ]
+    if built or model.built:
+        named = f": {', '.join(map(repr, built[:_NAMED]))}" if built else ""
+        raise AttachError(
+            "mode='append' makes the embeddings wider, and the layers behind them have been built for the old width"
+            f"{named}. Attach to the model before its first call, and train it from scratch; or use mode='residual', which "
+            "keeps the width."
+        )
+
+
+def _is_before_everything(layer: Any) -> bool:
+    """Whether a layer takes raw features: it is no wider for being behind a wider embedding."""
+    kinds = (tf.keras.layers.StringLookup, tf.keras.layers.IntegerLookup, tf.keras.layers.Normalization)
+    inner = [layer, *layer_paths(layer).values()]
+    return all(is_embedding(x) or isinstance(x, kinds) or not x.weights or x is layer for x in inner) and (
+        is_embedding(layer) or isinstance(layer, kinds) or len(inner) > 1
+    )
+
+
+def _scope(model: Any) -> Any:
+    strategy = getattr(model, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+@contextlib.contextmanager
+def _as_backbone_layer(hook: Hook) -> Iterator[None]:
+    """Gives a place's layer its own `call` back, for a block that tries it out."""
+    attached = vars(hook.place.layer).pop("call")
+    try:
+        yield
+    finally:
+        vars(hook.place.layer)["call"] = attached
+
+
+def _reported(hook: Hook) -> AttachedPlace:
+    place, knowledge = hook.place, hook.knowledge
+    store = None if hook.attachment is None else hook.attachment.store
+    vocabulary = covered = None
+    if store is not None and place.vocabulary is not None:
+        vocabulary = len(place.vocabulary)
+        covered = int((store.rows(np.asarray(place.vocabulary)) >= 0).sum()) if vocabulary else 0
+    return AttachedPlace(
+        path=place.path,
+        layer=type(place.layer).__name__,
+        ids=place.ids,
+        width=place.width,
+        mode=knowledge.mode,
+        store="none: connect one" if store is None else str(getattr(store, "path", type(store).__name__)),
+        rows=None if store is None else len(store.ids),
+        vocabulary=vocabulary,
+        covered=covered,
+        calls=hook.calls,
+    )
+
