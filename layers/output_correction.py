@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
@@ -49,6 +50,8 @@ class OutputCorrection(tf.keras.layers.Layer):
         num_heads: int. Heads of each extractor's attention. Defaults to `4`.
         context_size: int. How many numbers the context of a row has. Defaults to `0`.
         kernel_regularizer: Regularizer of all kernels, those of the extractors too. Defaults to `None`.
+        xla: bool. Whether XLA can compile the layer (`jit_compile=True`). The ids, which must be integers then, are found by
+            binary search, and an entity's work is done for each of its rows. Defaults to `False`.
         shapes: For each entity's name `(fields, chunks, width)`. Taken from the stores.
 
     Call arguments:
@@ -77,6 +80,7 @@ class OutputCorrection(tf.keras.layers.Layer):
         num_heads: int = 4,
         context_size: int = 0,
         kernel_regularizer: Any = None,
+        xla: bool = False,
         shapes: Mapping[str, Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -95,6 +99,7 @@ class OutputCorrection(tf.keras.layers.Layer):
         self.num_heads = num_heads
         self.context_size = context_size
         self.kernel_regularizer = tf.keras.regularizers.get(kernel_regularizer)
+        self.xla = xla
         # Derived. Sorted: files keep the layers of a dict by their order, and that must not be the caller's.
         self.entities = tuple(sorted(stores or shapes or {}))
         # Each an attribute of its own: in a dict or list, TensorFlow's checkpoints would not find it under Keras 3.
@@ -113,6 +118,7 @@ class OutputCorrection(tf.keras.layers.Layer):
                 dtype=self.dtype_policy,
                 name=f"extractor_{i}",
             )
+            lookup.supports_jit = xla
             setattr(self, lookup.name, lookup)
             setattr(self, extractor.name, extractor)
         for i, width in enumerate(self.hidden_units):
@@ -196,7 +202,7 @@ class OutputCorrection(tf.keras.layers.Layer):
         """Whether there is knowledge of entity `i`, `(batch, 1)`, and the vector made of it, `(batch, units)`."""
         lookup, extractor = getattr(self, f"lookup_{i}"), getattr(self, f"extractor_{i}")
         try:
-            rows, places = tf.unique(lookup.rows(ids))
+            rows, places = (_searched(lookup, ids), None) if self.xla else tf.unique(lookup.rows(ids))
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from None
         chunks, mask = lookup.lookup_rows(rows)
@@ -208,7 +214,7 @@ class OutputCorrection(tf.keras.layers.Layer):
         there = tf.cast(tf.reduce_any(mask, (1, 2)), self.compute_dtype)[:, None]
         bias = tf.cast(getattr(self, f"_bias_{i}"), self.compute_dtype)
         vector = there * (tf.cast(wide, self.compute_dtype) + bias)
-        return tf.gather(there, places), tf.gather(vector, places)
+        return (there, vector) if places is None else (tf.gather(there, places), tf.gather(vector, places))
 
     def _squashed(self, context: Any) -> Any:
         if context is None or context.shape.rank != 2 or context.shape[1] not in (None, self.context_size):
@@ -249,9 +255,27 @@ class OutputCorrection(tf.keras.layers.Layer):
             num_heads=self.num_heads,
             context_size=self.context_size,
             kernel_regularizer=tf.keras.regularizers.serialize(self.kernel_regularizer),
+            xla=self.xla,
             shapes={name: list(lookup.shape) for name, lookup in self.lookups.items()},
         )
         return config
+
+
+def _searched(lookup: KnowledgeLookup, ids: Any) -> Any:
+    """The rows of integer ids as `KnowledgeLookup.rows` gives them, in a way that XLA can compile."""
+    known = lookup.tables().ids
+    if known.dtype.kind != "i" or not ids.dtype.is_integer:
+        raise ValueError(
+            f"with xla=True the ids must be integers, in the store and in the call. The store has {known.dtype} ids, the "
+            f"ids looked up are {ids.dtype.name}. Leave out xla=True, and compile without `jit_compile`."
+        )
+    if not len(known):
+        return tf.fill(tf.shape(ids), -1)
+    order = np.argsort(known, kind="stable")
+    in_order, ids = tf.constant(known[order], tf.int64), tf.cast(ids, tf.int64)
+    places = tf.minimum(tf.searchsorted(in_order, ids), len(known) - 1)
+    found = tf.equal(tf.gather(in_order, places), ids)
+    return tf.where(found, tf.gather(tf.constant(order, tf.int32), places), -1)
 
 
 def _shape(shapes: Mapping[str, Sequence[int]] | None, name: str) -> Any:

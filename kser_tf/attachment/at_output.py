@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from kser_tf.attachment.into import require_one_keras
 from kser_tf.attachment.output_corrected import (
     OUTPUT_KINDS,
     CorrectionPlan,
@@ -17,6 +18,7 @@ from kser_tf.attachment.output_corrected import (
     take_off,
 )
 from kser_tf.attachment.saved_model_backbone import SavedModelBackbone
+from kser_tf.errors import AttachError
 from kser_tf.layers import OutputCorrection
 
 
@@ -33,6 +35,7 @@ def attach_at_output(
     hidden_units: Sequence[int] = (32,),
     num_heads: int = 4,
     kernel_regularizer: Any = None,
+    xla: bool = False,
 ) -> Any:
     """Adds a correction, made of the knowledge about a row's entities, to the output of a model.
 
@@ -52,9 +55,10 @@ def attach_at_output(
     Args:
         model: A Keras model: subclassed (a `tfrs.Model`, for instance) or functional.
         stores: For each id feature a store with the knowledge about its entities. A feature is named by its key in the
-            model's dict of features, by its index where the model takes a tuple or list, by the name of an input of a
-            functional model, or by the name of an argument of `call`. One id for each score: `(batch,)` or `(batch, 1)`,
-            or `(batch, list)` for a listwise model; a user's id beside a list of items is taken for each of them.
+            model's dict of features (`"sparse_features.movie_id"` of a dict in it), by its index where the model takes a
+            tuple or list, by the name of an input of a functional model, or by the name of an argument of `call`. One id
+            for each score: `(batch,)` or `(batch, 1)`, or `(batch, list)` for a listwise model; a user's id beside a list
+            of items is taken for each of them.
         output: Which output is corrected, of a model that has several: a key or an index. Defaults to the only one.
         output_kind: What that output is: `"logit"`; `"probability"`, corrected in the space of its logit; or `"score"`,
             such as a rating that is regressed on, which the correction is added to as it is to a logit. Defaults to
@@ -69,13 +73,13 @@ def attach_at_output(
         hidden_units: Likewise.
         num_heads: Likewise.
         kernel_regularizer: Likewise.
+        xla: Likewise: for a model that is compiled with `jit_compile=True`.
 
     Returns:
         `model`, attached.
 
     Raises:
-        TypeError: `model` is no model of the active Keras.
-        ValueError: The model cannot be attached to, with the reason and the way that would work. What can only be known
+        AttachError: The model cannot be attached to, with the reason and the way that would work. What can only be known
             when the model is called (features, shapes, outputs) is refused then.
 
     Example:
@@ -86,12 +90,12 @@ def attach_at_output(
     """
     _require_model(model)
     if isinstance(model, OutputCorrected):
-        raise ValueError(
+        raise AttachError(
             f"the output of {model.name} is corrected already, from {_listed(model._correction_plan.features)}. "  # type: ignore[attr-defined]
             "Detach it first, and name all features in one call."
         )
     if not isinstance(stores, Mapping) or not stores:
-        raise ValueError(
+        raise AttachError(
             f"`at_output` must name features and their stores, {{'movie_id': store}}. Received: {stores!r}"
         )
     features = {_entity(feature): feature for feature in stores}
@@ -111,6 +115,7 @@ def attach_at_output(
         num_heads=num_heads,
         context_size=len(plan.context) + backbone_logit,
         kernel_regularizer=kernel_regularizer,
+        xla=xla,
         name="output_correction",
     )
     correction.build()
@@ -123,7 +128,7 @@ def detach_output(model: Any) -> Any:
     """Takes the correction away: `model` is what it was before `attach_at_output`, but for what of it was trained.
 
     Raises:
-        ValueError: The output of the model is not corrected.
+        AttachError: The output of the model is not corrected.
     """
     _require_corrected(model)
     take_off(model)
@@ -136,12 +141,14 @@ def connect_output(model: Any, stores: Mapping[str | int, Any]) -> Any:
     If it was compiled, it goes on from there.
 
     Raises:
-        ValueError: The output of the model is not corrected, or not from these features, or a store does not fit.
+        AttachError: The output of the model is not corrected, or not from these features, or a store does not fit.
     """
     _require_corrected(model)
     names = {feature: name for name, feature in model._correction_plan.features.items()}
     if unknown := [feature for feature in stores if feature not in names]:
-        raise ValueError(f"the output of {model.name} is corrected from {_listed(names)}. Received: {_listed(unknown)}")
+        raise AttachError(
+            f"the output of {model.name} is corrected from {_listed(names)}. Received: {_listed(unknown)}"
+        )
     model.output_correction.connect({names[feature]: store for feature, store in stores.items()})
     forget_traces(model, compiled=False)
     return model
@@ -157,30 +164,20 @@ def _listed(features: Any) -> str:
 
 def _require_corrected(model: Any) -> None:
     if not isinstance(model, OutputCorrected):
-        raise ValueError(f"nothing is attached at the output of {getattr(model, 'name', model)!r}.")
+        raise AttachError(f"nothing is attached at the output of {getattr(model, 'name', model)!r}.")
 
 
 def _require_model(model: Any) -> None:
     if isinstance(model, tf.keras.Sequential):
-        raise ValueError(
+        raise AttachError(
             f"{model.name} is a Sequential model, which takes no further layer beside its own. Put it into a functional "
             f"one: x = tf.keras.Input(...); attach(tf.keras.Model(x, model(x)), ...)."
         )
-    if isinstance(model, tf.keras.Model):
-        return
-    family = type(model).__mro__[-2].__module__
-    for module in {kind.__module__ for kind in type(model).__mro__}:
-        if module.split(".")[0] in ("keras", "tf_keras"):
-            family = module.split(".")[0]
-            raise TypeError(
-                f"the model is of the package {family}, and the active Keras, `tf.keras`, is "
-                f"{tf.keras.Model.__module__.split('.')[0]}. Set TF_USE_LEGACY_KERAS={'1' if family == 'tf_keras' else '0'} "
-                "before TensorFlow is imported."
-            )
-    raise TypeError(
-        f"expected a Keras model. Received: {type(model).__name__}. A SavedModel that was loaded becomes one with "
-        "kser_tf.SavedModelBackbone(path)."
-    )
+    if not isinstance(model, tf.keras.Model) and hasattr(model, "signatures"):
+        raise AttachError(
+            "the model is a SavedModel that was loaded. Make a Keras model of it: kser_tf.SavedModelBackbone(path)."
+        )
+    require_one_keras(model)
 
 
 def _require_inputs(model: Any, features: Sequence[str | int]) -> None:
@@ -188,7 +185,7 @@ def _require_inputs(model: Any, features: Sequence[str | int]) -> None:
     names = input_names(model)
     for feature in features if names else ():
         if feature not in names and not (isinstance(feature, int) and -len(names) <= feature < len(names)):
-            raise ValueError(
+            raise AttachError(
                 f"{model.name} has no input {feature!r}. It has: {_listed(names)}. A functional model takes no other: "
                 "make the id one of its inputs, tf.keras.Model({**inputs, 'movie_id': ...}, outputs)."
             )
@@ -197,12 +194,12 @@ def _require_inputs(model: Any, features: Sequence[str | int]) -> None:
 def _output_kind(model: Any, output: str | int | None, kind: str | None) -> str:
     if kind is not None:
         if kind not in OUTPUT_KINDS:
-            raise ValueError(f"`output_kind` must be one of {', '.join(OUTPUT_KINDS)}. Received: {kind!r}")
+            raise AttachError(f"`output_kind` must be one of {', '.join(OUTPUT_KINDS)}. Received: {kind!r}")
         return kind
     if isinstance(model, SavedModelBackbone):
         if model.output_name in OUTPUT_KINDS:
             return model.output_name
-        raise ValueError(
+        raise AttachError(
             f"nothing tells what the output {model.output_name!r} of {model.folder} is. Say it: output_kind='logit', "
             "'probability' or 'score'."
         )
@@ -216,7 +213,7 @@ def _output_kind(model: Any, output: str | int | None, kind: str | None) -> str:
         if _is_sigmoid(layer) and getattr(layer, "units", 1) == 1
     ]
     if ends:
-        raise ValueError(
+        raise AttachError(
             f"{model.name} has the layer {_listed(ends)}, which ends in a sigmoid: what the model returns may be a "
             "probability. Say which it is: output_kind='probability' or output_kind='logit'."
         )

@@ -209,4 +209,3 @@ def _reported(hook: Hook) -> AttachedPlace:
         covered=covered,
         calls=hook.calls,
     )
-

@@ -109,7 +109,9 @@ def _stack(model: Any, path: str, stack: Any, attachment: Attachment) -> Place:
     if isinstance(stack, tf.keras.Sequential) and tables:
         _refuse_pooling(path, inner, tables[0])
     if isinstance(first, tf.keras.layers.TextVectorization):
-        raise AttachError(f"{path!r} is called with texts, not with ids. Attach to the embedding of the ids; {_OUTPUT_WAY}.")
+        raise AttachError(
+            f"{path!r} is called with texts, not with ids. Attach to the embedding of the ids; {_OUTPUT_WAY}."
+        )
     if isinstance(first, _VOCABULARY_LAYERS):
         wanted = "string" if isinstance(first, tf.keras.layers.StringLookup) else "int64"
         _check_id_dtype(path, f"a {type(first).__name__}", wanted, store)
@@ -151,7 +153,9 @@ def _probed_width(path: str, layer: Any, id_dtype: str) -> int:
         try:
             vectors = layer(ids)
         except Exception as error:  # whatever a user's layer raises: it is the answer
-            tried.append(f"{ids.dtype.name} ids of shape {tuple(ids.shape)}: {str(error).strip().splitlines()[0][:200]}")
+            tried.append(
+                f"{ids.dtype.name} ids of shape {tuple(ids.shape)}: {str(error).strip().splitlines()[0][:200]}"
+            )
             continue
         if not isinstance(vectors, tf.Tensor) or vectors.shape.rank != ids.shape.rank + 1:
             came = f"shape {vectors.shape}" if isinstance(vectors, tf.Tensor) else type(vectors).__name__
@@ -235,7 +239,9 @@ def _index_ids(path: str, layer: Any, vocabulary: Any, store: KnowledgeStore) ->
     elif isinstance(vocabulary, range):
         index_ids, words = np.asarray(vocabulary), "int64 ids"
     elif isinstance(vocabulary, list | tuple | np.ndarray):
-        index_ids = np.array([value.decode() if isinstance(value, bytes) else value for value in vocabulary], dtype=object)
+        index_ids = np.array(
+            [value.decode() if isinstance(value, bytes) else value for value in vocabulary], dtype=object
+        )
         words = "indices of a list"
     else:
         raise AttachError(
