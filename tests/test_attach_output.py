@@ -526,19 +526,19 @@ def test_what_cannot_be_attached_is_refused(stores: zoo.Stores) -> None:
         attach_at_output(model, {})
     with pytest.raises(AttachError, match=r"`output_kind` must be one of logit, probability, score. Received: 'odds'"):
         attach_at_output(model, store, output_kind="odds")
-    with pytest.raises(AttachError, match="must be a tf.keras.Model"):
+    with pytest.raises(AttachError, match=r"must be a tf.keras.Model"):
         attach_at_output(object(), store)
     with pytest.raises(AttachError, match="nothing is attached at the output"):
         detach_output(model)
     attach_at_output(model, store)
     with pytest.raises(AttachError, match="corrected already, from 'movie_id'"):
         attach_at_output(model, store)
-    with pytest.raises(AttachError, match="is corrected from 'movie_id'. Received: 'user_id'"):
+    with pytest.raises(AttachError, match=r"is corrected from 'movie_id'. Received: 'user_id'"):
         connect_output(model, {"user_id": stores.user_numbers})
-    with pytest.raises(AttachError, match="Sequential model.*Put it into a functional one"):
+    with pytest.raises(AttachError, match=r"Sequential model.*Put it into a functional one"):
         attach_at_output(zoo.sequential(), {0: stores.movie_numbers})
     functional = zoo.functional()
-    with pytest.raises(AttachError, match="has no input 'movie_id'. It has: 'movie_title', 'user_name'"):
+    with pytest.raises(AttachError, match=r"has no input 'movie_id'. It has: 'movie_title', 'user_name'"):
         attach_at_output(functional, store)
 
 

@@ -53,7 +53,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def test_it_answers_as_the_signature_and_has_no_weights(case: Case) -> None:
     model = case.backbone()
-    np.testing.assert_array_equal(model.predict(case.rows, batch_size=200, verbose=0), case.served())
+    np.testing.assert_array_equal(model(case.rows), case.served())
     assert model.weights == []
     assert sorted(model.specs) == ["country", "item_id", "price"]
     # Other dtypes of the kind, a dimension of one, and features that it does not know.
@@ -166,7 +166,7 @@ def test_what_its_output_is_must_be_known(case: Case, tmp_path: Path) -> None:
     spec = tf.TensorSpec((None, 1), tf.float32, name="x")
     archive.add_endpoint("serve", tf.function(lambda x: {"out": model(x)}, input_signature=[spec]))
     archive.write_out(str(tmp_path / "out"))
-    with pytest.raises(AttachError, match="what the output 'out'.* Say it: output_kind='logit'"):
+    with pytest.raises(AttachError, match=r"what the output 'out'.* Say it: output_kind='logit'"):
         attach_at_output(SavedModelBackbone(tmp_path / "out"), {"item_id": case.store})
     with pytest.raises(AttachError, match=r"kser_tf.SavedModelBackbone\(path\)"):
         attach_at_output(tf.saved_model.load(str(tmp_path / "out")), {"item_id": case.store})

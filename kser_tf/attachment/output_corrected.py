@@ -128,12 +128,12 @@ class OutputCorrected:
         plan = self._correction_plan
         trainable = [bool(layer.trainable) for layer in _layers_below(self)]
         with _without_correction(self) as correction:
-            backbone = tf.keras.saving.serialize_keras_object(self)
+            backbone = tf.keras.utils.serialize_keras_object(self)
         # The loaded model is compiled when it is whole.
         backbone.pop("compile_config", None)
         return {
             "backbone": backbone,
-            "correction": tf.keras.saving.serialize_keras_object(correction),
+            "correction": tf.keras.utils.serialize_keras_object(correction),
             "trainable": trainable,
             "plan": {
                 "features": [[name, feature] for name, feature in plan.features.items()],
@@ -147,8 +147,8 @@ class OutputCorrected:
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Any:
         """Makes the backbone and attaches the correction, which has no store yet: `kser_tf.connect` gives it one."""
-        backbone = tf.keras.saving.deserialize_keras_object(config["backbone"], custom_objects=custom_objects)
-        correction = tf.keras.saving.deserialize_keras_object(config["correction"])
+        backbone = tf.keras.utils.deserialize_keras_object(config["backbone"], custom_objects=custom_objects)
+        correction = tf.keras.utils.deserialize_keras_object(config["correction"])
         plan = dict(config["plan"])
         plan["features"] = dict(plan["features"])
         plan["context"] = tuple(plan["context"])

@@ -93,7 +93,7 @@ def warm_start(
     >>> report = kser_tf.warm_start(model, "backbone.weights.h5")
     >>> report.kept  # the extractor
     """
-    weights = model_weights(model)
+    weights = model_weights(model) if model.built else []
     if not weights:
         raise WeightsError("the model has no weights yet: call it on a batch once, then restore them.")
     with opened(path) as file:

@@ -179,7 +179,12 @@ class _H5File(WeightFile):
         super().__init__(path, {name: tuple(file[name].shape) for name in weights})
 
     def read(self, name: str) -> np.ndarray:
-        return np.asarray(self._file[name])
+        try:
+            return np.asarray(self._file[name])
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: the value of {name} cannot be read: {error}. The file is damaged."
+            ) from error
 
     def places(self, model: Any, rename: Rename | None) -> dict[int, str]:
         """Has Keras itself find them: it loads a file in which each value is the number of its dataset.
@@ -267,7 +272,7 @@ class _Checkpoint(WeightFile):
             graph = trackable_object_graph_pb2.TrackableObjectGraph()
             if _GRAPH_KEY in shapes:
                 graph.ParseFromString(self._reader.get_tensor(_GRAPH_KEY))
-        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
             raise DataError(f"{path} cannot be read as a checkpoint: {error}") from error
         if not graph.nodes:
             raise DataError(
@@ -299,7 +304,12 @@ class _Checkpoint(WeightFile):
         self.shapes = {name: self._shapes_of_keys[key] for name, key in self._keys.items()}
 
     def read(self, name: str) -> np.ndarray:
-        return self._reader.get_tensor(self._keys[name])
+        try:
+            return self._reader.get_tensor(self._keys[name])
+        except (tf.errors.OpError, RuntimeError, IndexError) as error:
+            raise DataError(
+                f"{self.path}: the value of {name} cannot be read: {error}. The file is damaged."
+            ) from error
 
     def places(self, model: Any, rename: Rename | None) -> dict[int, str]:
         view = tf.train.TrackableView(model)
