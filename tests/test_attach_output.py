@@ -497,7 +497,7 @@ def ragged(features: dict[str, Any]) -> dict[str, Any]:
             lambda f: {"movie_id": tf.strings.as_string(f["movie_id"])},
             "'movie_id': the store's ids are int64",
         ),
-        ("other", lambda f: {**f, "other": tf.zeros((64, 3), tf.int64)}, r"'other'. has shape \(64, 3\).*into="),
+        ("other", lambda f: {**f, "other": tf.zeros((64, 3), tf.int64)}, r"'other' has shape \(64, 3\).*into="),
         ("other", lambda f: {**f, "other": ragged(f)["movie_id"]}, "is a RaggedTensor.*into="),
     ],
 )
