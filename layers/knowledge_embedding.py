@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util  # TensorFlow tells nowhere else whether it compiles with XLA.
 
 from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
 from kser_tf.layers.knowledge_lookup import UNKNOWN_ROW, KnowledgeLookup
@@ -20,7 +21,8 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
 
     The layer is given embeddings and the ids that they are of. It looks up the knowledge of each id, aligns it with the id's
     embedding (`KnowledgeExtractor`, the embedding being the query) and adds it (`mode="residual"`) or puts it beside
-    (`mode="append"`). An id that occurs many times in a batch is aligned once.
+    (`mode="append"`). An id that occurs many times in a batch is aligned once (XLA aligns it
+    wherever it stands).
 
     With the extractor's defaults and `"residual"` the layer starts by adding exactly nothing; and to an id without
     knowledge it always adds exactly nothing.
@@ -158,11 +160,15 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         if self._only_shapes and not self.is_connected:
             return tf.zeros_like(embedded)
         flat_ids, flat_embedded = tf.reshape(ids, [-1]), tf.reshape(embedded, [-1, self._width])
-        distinct, places = tf.unique(flat_ids)
-        # Any of its places will do for the embedding of an id; the first one is always the same.
-        first = tf.math.unsorted_segment_min(tf.range(tf.size(flat_ids)), places, tf.size(distinct))
-        aligned = self.aligned(tf.gather(flat_embedded, first), distinct)
-        return tf.cast(tf.reshape(tf.gather(aligned, places), tf.shape(embedded)), embedded.dtype)
+        if _xla_compiles_this():
+            # XLA fails at some sizes that are known only when it runs, as the number of distinct ids is.
+            aligned = self.aligned(flat_embedded, flat_ids)
+        else:
+            distinct, places = tf.unique(flat_ids)
+            # Any of its places will do for the embedding of an id; the first one is always the same.
+            first = tf.math.unsorted_segment_min(tf.range(tf.size(flat_ids)), places, tf.size(distinct))
+            aligned = tf.gather(self.aligned(tf.gather(flat_embedded, first), distinct), places)
+        return tf.cast(tf.reshape(aligned, tf.shape(embedded)), embedded.dtype)
 
     def compute_output_shape(self, embedded_shape: Any, ids_shape: Any = None) -> Any:
         *places, width = tuple(embedded_shape)
@@ -186,6 +192,11 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
             extractor.pop(own, None)
         config.update(mode=self.mode, shape=shape, extractor=extractor)
         return config
+
+
+def _xla_compiles_this() -> bool:
+    """Whether what is traced now is under `jit_compile=True`."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def _rows_of_indices(store: Any, index_ids: Any) -> Any:

@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,7 @@ class AttachedKnowledge(tf.keras.layers.Layer):
         object.__setattr__(self, "hooks", {})
 
 
+@tf.keras.utils.register_keras_serializable("kser_tf")
 class AttachedModel:
     """What a model's class gets when knowledge is attached: it is saved with its extractors.
 
@@ -63,8 +64,7 @@ class AttachedModel:
         model = tf.keras.layers.deserialize(config["backbone"], custom_objects=custom_objects)
         hooks = []
         for path, saved in config["knowledge"].items():
-            knowledge = KnowledgeEmbedding.from_config(saved["layer"])
-            knowledge.build((None, saved["width"]))
+            knowledge = with_weights(KnowledgeEmbedding.from_config(saved["layer"]), saved["width"])
             place = Place(path, find_layer(model, path), saved["width"], saved["ids"])
             hooks.append(Hook(place, knowledge))
         return put_in_place(model, hooks)
@@ -79,6 +79,13 @@ class AttachedModel:
             return {"backbone": tf.keras.layers.serialize(self), "knowledge": knowledge}
 
 
+def with_weights(knowledge: KnowledgeEmbedding, width: int) -> KnowledgeEmbedding:
+    """Gives a `KnowledgeEmbedding` its weights, for embeddings of a width; named after it in both Kerases."""
+    with tf.name_scope(knowledge.name):
+        knowledge.build((None, width))
+    return knowledge
+
+
 def hooks_of(model: Any) -> dict[str, Hook]:
     """Returns what is attached to a model's embeddings, by the path of the place."""
     holder = getattr(model, ATTRIBUTE, None)
@@ -88,11 +95,15 @@ def hooks_of(model: Any) -> dict[str, Hook]:
 def put_in_place(model: Any, hooks: list[Hook]) -> Any:
     """Has each place's layer call its `KnowledgeEmbedding`, and the model hold them all."""
     if not isinstance(model, AttachedModel):
-        object.__setattr__(model, "__class__", _attached_class(type(model)))
+        cls: Any = type(model)
+        object.__setattr__(model, "__class__", _attached_class(cls))
         _set_layer(model, ATTRIBUTE, AttachedKnowledge(name=ATTRIBUTE))
     holder = getattr(model, ATTRIBUTE)
     for hook in hooks:
-        setattr(holder, _attribute_name(holder, hook.place.path), hook.knowledge)
+        name = name_of(hook.place.path)
+        while hasattr(holder, name):
+            name += "_"
+        setattr(holder, name, hook.knowledge)
         holder.hooks[hook.place.path] = hook
         for name, replacement in _replacements(hook).items():
             hook.replaced[name] = vars(hook.place.layer).get(name)
@@ -130,7 +141,7 @@ def forget_traces(model: Any) -> None:
 
 def _forget_functions(layer: Any) -> None:
     for base in type(layer).__mro__:
-        for name, value in vars(base).items():
+        for value in vars(base).values():
             if isinstance(value, tf.types.experimental.PolymorphicFunction):
                 # A method under `@tf.function`: what it has traced for this layer is kept here, and nowhere else.
                 value._descriptor_cache.pop(layer, None)
@@ -206,7 +217,7 @@ def _delete_layer(owner: Any, name: str) -> None:
 @contextlib.contextmanager
 def _unlocked(layer: Any) -> Iterator[None]:
     """Keras 3 takes no more layers into a built one, unless told to, as its own `enable_lora` does."""
-    tracker = getattr(layer, "_tracker", None)
+    tracker: Any = getattr(layer, "_tracker", None)
     locked = tracker is not None and tracker.locked
     if locked:
         tracker.unlock()
@@ -217,9 +228,7 @@ def _unlocked(layer: Any) -> Iterator[None]:
             tracker.lock()
 
 
-def _attribute_name(holder: Any, path: str) -> str:
+def name_of(path: str) -> str:
+    """Returns a path as a name for an attribute and a layer."""
     # Keras 2 makes a name scope of it, which takes neither all signs nor a leading underscore.
-    name = re.sub(r"[^A-Za-z0-9_]", "_", path).strip("_") or "place"
-    while hasattr(holder, name):
-        name += "_"
-    return name
+    return re.sub(r"[^A-Za-z0-9_]", "_", path).strip("_") or "embedding"

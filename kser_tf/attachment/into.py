@@ -9,10 +9,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kser_tf.attachment.attached_model import AttachedModel, Hook, forget_traces, hooks_of, put_in_place, take_away
+from kser_tf.attachment.attached_model import (
+    AttachedModel,
+    Hook,
+    forget_traces,
+    hooks_of,
+    name_of,
+    put_in_place,
+    take_away,
+    with_weights,
+)
 from kser_tf.attachment.place import Attachment, Place, find_place
 from kser_tf.attachment.report import AttachedPlace
-from kser_tf.errors import AttachError, StoreError
+from kser_tf.errors import AttachError
 from kser_tf.keras_version import keras_2_is_active
 from kser_tf.layer_paths import find_layer, is_embedding, layer_paths
 from kser_tf.layers.knowledge_embedding import APPEND, MODES, RESIDUAL, KnowledgeEmbedding
@@ -54,19 +63,30 @@ def attach_into(model: Any, into: Mapping[str, Any], *, mode: str = RESIDUAL, **
             Hook(place, _made(place, attachment, mode, extractor), attachment=attachment)
             for place, attachment in places.values()
         ]
+    holder = _holder(model) if hooks else model
     for hook, place, attachment in connecting:
-        _connect(hook.knowledge, place, attachment)
+        _require_shape(hook.knowledge, place, attachment)
+    for hook, place, attachment in connecting:
+        hook.knowledge.connect(attachment.store, index_ids=place.index_ids)
         hook.place, hook.attachment = place, attachment
-    forget_traces(model)
-    return put_in_place(_holder(model), hooks) if hooks else model
+    if not hooks:
+        forget_traces(model)
+        return model
+    return put_in_place(holder, hooks)
 
 
 def detach_into(model: Any) -> Any:
     """Does `kser_tf.detach` for what is attached to embeddings."""
     if not isinstance(model, AttachedModel):
         return model
-    model = take_away(model)
-    return vars(model).pop(_SEQUENTIAL, model)
+    wider = [path for path, hook in hooks_of(model).items() if hook.knowledge.mode == APPEND and hook.calls]
+    if wider:
+        raise AttachError(
+            f"the layers behind {', '.join(map(repr, wider))} have been built for embeddings with knowledge beside them "
+            "(mode='append'): without it the model does not work. Make the model anew to have it without knowledge."
+        )
+    taken = take_away(model)
+    return vars(taken).pop(_SEQUENTIAL, taken)
 
 
 def report_into(model: Any) -> list[AttachedPlace]:
@@ -117,23 +137,24 @@ def _checked(into: Mapping[str, Any]) -> dict[str, Attachment]:
 def _made(place: Place, attachment: Attachment, mode: str, options: Mapping[str, Any]) -> KnowledgeEmbedding:
     table = next((x for x in [place.layer, *layer_paths(place.layer).values()] if is_embedding(x)), place.layer)
     knowledge = KnowledgeEmbedding(
-        mode=mode, extractor={**options, **(attachment.extractor or {})}, dtype=table.dtype_policy, name="knowledge"
+        mode=mode,
+        extractor={**options, **(attachment.extractor or {})},
+        dtype=table.dtype_policy,
+        name=f"{name_of(place.path)}_knowledge",
     )
-    _connect(knowledge, place, attachment)
-    knowledge.build((None, place.width))
-    knowledge.extractor.adapt(attachment.store)
+    knowledge.connect(attachment.store, index_ids=place.index_ids)
+    with_weights(knowledge, place.width).extractor.adapt(attachment.store)
     return knowledge
 
 
-def _connect(knowledge: KnowledgeEmbedding, place: Place, attachment: Attachment) -> None:
-    try:
-        knowledge.connect(attachment.store, index_ids=place.index_ids)
-    except StoreError as error:
-        raise AttachError(f"{place.path!r}: {error}") from error
-    except ValueError as error:
+def _require_shape(knowledge: KnowledgeEmbedding, place: Place, attachment: Attachment) -> None:
+    shape = tuple(attachment.store.vectors.shape[1:])
+    if shape != tuple(knowledge.lookup.shape):
         raise AttachError(
-            f"{place.path!r}: {error} To begin anew with this store, call kser_tf.detach(model) before."
-        ) from error
+            f"the extractor at {place.path!r} was made for knowledge of shape (fields, chunks, width) = "
+            f"{tuple(knowledge.lookup.shape)}, and the store {attachment.store.path} has {shape}. Take a store that was "
+            "encoded alike, or begin anew: call kser_tf.detach(model) before."
+        )
 
 
 def _holder(model: Any) -> Any:
@@ -167,12 +188,10 @@ def _require_unbuilt_behind(model: Any, places: list[Any]) -> None:
 
 
 def _is_before_everything(layer: Any) -> bool:
-    """Whether a layer takes raw features: it is no wider for being behind a wider embedding."""
+    """Whether a layer takes raw features: it is no wider for being beside a wider embedding."""
     kinds = (tf.keras.layers.StringLookup, tf.keras.layers.IntegerLookup, tf.keras.layers.Normalization)
-    inner = [layer, *layer_paths(layer).values()]
-    return all(is_embedding(x) or isinstance(x, kinds) or not x.weights or x is layer for x in inner) and (
-        is_embedding(layer) or isinstance(layer, kinds) or len(inner) > 1
-    )
+    innermost = [x for x in [layer, *layer_paths(layer).values()] if x.weights and not layer_paths(x)]
+    return all(is_embedding(x) or isinstance(x, kinds) for x in innermost)
 
 
 def _scope(model: Any) -> Any:

@@ -79,6 +79,12 @@ def find_place(model: Any, path: str, attachment: Attachment) -> Place:
 
 def _bare_embedding(model: Any, path: str, layer: Any, attachment: Attachment) -> Place:
     store, vocabulary = attachment.store, attachment.vocabulary
+    if getattr(layer, "combiner", None) and _called_with_several(layer):
+        raise AttachError(
+            f"{path!r} ({type(layer).__name__}, combiner={layer.combiner!r}) pools the vectors of several ids into one: there "
+            f"is no id that the result belongs to. Pool with a layer of its own behind a tf.keras.layers.Embedding; "
+            f"{_OUTPUT_WAY}."
+        )
     stack_path, before = _before(model, layer)
     if vocabulary is None and before is not None:
         if not isinstance(before, _VOCABULARY_LAYERS):
@@ -98,6 +104,12 @@ def _bare_embedding(model: Any, path: str, layer: Any, attachment: Attachment) -
     index_ids, ids = _index_ids(path, layer, vocabulary, store)
     known = [value for value in index_ids if value is not None] if index_ids.dtype == object else index_ids
     return Place(path, layer, int(layer.output_dim), ids, index_ids=index_ids, vocabulary=known)
+
+
+def _called_with_several(layer: Any) -> bool:
+    """Whether an embedding that pools, such as keras-rs' EmbedReduce, was built for more than one id a row."""
+    shape = (layer.get_build_config() or {}).get("input_shape")
+    return shape is None or len(shape) > 1
 
 
 def _stack(model: Any, path: str, stack: Any, attachment: Attachment) -> Place:
@@ -149,7 +161,7 @@ def _probed_width(path: str, layer: Any, id_dtype: str) -> int:
             "once, then attach."
         )
     tried = []
-    for ids in _probes(layer, id_dtype):
+    for ids in _probes(path, layer, id_dtype):
         try:
             vectors = layer(ids)
         except Exception as error:  # whatever a user's layer raises: it is the answer
@@ -169,11 +181,14 @@ def _probed_width(path: str, layer: Any, id_dtype: str) -> int:
     )
 
 
-def _probes(layer: Any, id_dtype: str) -> list[Any]:
+def _probes(path: str, layer: Any, id_dtype: str) -> list[Any]:
     shapes: list[tuple[int, ...]] = [(_PROBE_IDS,), (_PROBE_IDS, 1)]
     if is_stack(layer) and layer.inputs:
         if len(layer.inputs) > 1:
-            return []
+            raise AttachError(
+                f"{path!r} has {len(layer.inputs)} inputs, not ids alone. Attach to an embedding layer inside it"
+                f"{_inside(path, layer)}; {_OUTPUT_WAY}."
+            )
         shapes = [(_PROBE_IDS, *(size or 1 for size in tuple(layer.inputs[0].shape)[1:]))]
     return [tf.zeros(shape, tf.int64) if id_dtype == "int64" else tf.fill(shape, "") for shape in shapes]
 
