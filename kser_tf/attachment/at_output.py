@@ -80,7 +80,7 @@ def attach_at_output(
 
     Raises:
         AttachError: The model cannot be attached to, with the reason and the way that would work. What can only be known
-            when the model is called (features, shapes, outputs) is refused then.
+            when the model is called (features, shapes, outputs) is refused then, with a ValueError.
 
     Example:
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from kser_tf.errors import AttachError
 from kser_tf.layers import OutputCorrection
 
 OUTPUT_KINDS = ("logit", "probability", "score")
@@ -92,12 +91,12 @@ class OutputCorrected:
     def _corrected(self, output: Any, ids: Mapping[str, Any], numbers: list[tuple[str | int, Any]]) -> Any:
         plan = self._correction_plan
         if not tf.is_tensor(output) or isinstance(output, tf.RaggedTensor | tf.SparseTensor):
-            raise AttachError(
+            raise ValueError(
                 f"the output to be corrected must be one dense tensor. Received: {type(output).__name__}. Name it with "
                 "`output`: attach(model, at_output=..., output='ctr'), or output=2 of a tuple."
             )
         if not output.dtype.is_floating:
-            raise AttachError(f"the output to be corrected must be floating point. Received: {output.dtype.name}")
+            raise ValueError(f"the output to be corrected must be floating point. Received: {output.dtype.name}")
         if output.shape.rank is None:  # tf.squeeze without an axis: as many scores as ids, however they lie
             ids, numbers = _flat_inputs(ids, numbers)
             corrected = self._corrected(tf.reshape(output, [-1]), ids, numbers)
@@ -271,7 +270,7 @@ def _correction_used(model: Any, method: str) -> Iterator[None]:
     try:
         yield
         if not step[1]:
-            raise AttachError(
+            raise ValueError(
                 f"`{type(model).backbone_class.__name__}.{method}` does not call the model itself (`self(features)`), but "
                 "its sub-layers: the correction at the output would not be in the loss, and never be trained. Have it "
                 "call the model, or attach to a sub-model that it calls, or into an embedding: "
@@ -302,7 +301,7 @@ def _arguments(corrected_class: Any, args: Any, kwargs: Any) -> dict[str, Any]:
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(parameter.name, {}))
         elif parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
-            raise AttachError(
+            raise ValueError(
                 f"the model's `call` takes `{parameter}`: an output can be corrected where each argument has a name, "
                 "such as `call(self, features)`."
             )
@@ -331,7 +330,7 @@ def _feature(model: Any, given: Mapping[str, Any], feature: str | int) -> Any:
         there = f"{len(inputs)} inputs{f', {names}' if names else ''}, counted from 0"
     else:
         there = f"the arguments {', '.join(map(repr, given))}"
-    raise AttachError(
+    raise ValueError(
         f"the model was called without the feature {feature!r}. It was called with {there}. Name one of these in "
         "`at_output`, or add the feature to the model's inputs."
     )
@@ -358,7 +357,7 @@ def _chosen(answer: Any, output: str | int | None) -> Any:
     if output is None:
         if isinstance(answer, Mapping | list | tuple):
             there = list(answer) if isinstance(answer, Mapping) else f"0 to {len(answer) - 1}"
-            raise AttachError(
+            raise ValueError(
                 f"the model has several outputs, {there}: say with `output` which of them is the ranking's score."
             )
         return answer
@@ -375,7 +374,7 @@ def _no_such(answer: Any, output: str | int) -> Any:
         there = f"{len(answer)} outputs, counted from 0"
     else:
         there = "one output: leave `output` out"
-    raise AttachError(f"the model has no output {output!r}. It has {there}.")
+    raise ValueError(f"the model has no output {output!r}. It has {there}.")
 
 
 def _replaced(answer: Any, output: str | int | None, value: Any) -> Any:
@@ -395,7 +394,7 @@ def _require_one_entity_a_score(ids: Mapping[str, Any], output: Any) -> None:
     scores = _without_ones(output.shape)
     shapes = {name: _without_ones(tf.convert_to_tensor(value).shape) for name, value in ids.items() if not _odd(value)}
     if shapes and all(len(shape) < len(scores) for shape in shapes.values()) and scores[-1] is not None:
-        raise AttachError(
+        raise ValueError(
             f"the output to be corrected has shape {output.shape}, and the ids {shapes}: there is to be one entity for "
             "each score. Choose one score a row with `output`, or name the feature that holds the list's ids."
         )
@@ -420,7 +419,7 @@ def _without_ones(shape: Any) -> tuple[int | None, ...]:
 def _spread(what: str, values: Any, output: Any) -> Any:
     """`values` in the shape of the output: those of a row for all of its scores."""
     if _odd(values):
-        raise AttachError(
+        raise ValueError(
             f"{what} is a {type(values).__name__}; at the output there is one value for each score. Several ids a row "
             "can be attached into their embedding: kser_tf.attach(model, into={...})."
         )
@@ -429,7 +428,7 @@ def _spread(what: str, values: Any, output: Any) -> Any:
     while values.shape.rank > rank and values.shape[-1] == 1:
         values = values[..., 0]
     if values.shape.rank > rank:
-        raise AttachError(
+        raise ValueError(
             f"{what} has shape {values.shape}, and the output {output.shape}: there is to be one value for each score. "
             "Several ids a row can be attached into their embedding: kser_tf.attach(model, into={...})."
         )
@@ -437,7 +436,7 @@ def _spread(what: str, values: Any, output: Any) -> Any:
         values = values[..., None]
     for size, scores in zip(values.shape, output.shape, strict=True):
         if None not in (size, scores) and size not in (1, scores):
-            raise AttachError(
+            raise ValueError(
                 f"{what} has shape {values.shape}, and the output {output.shape}: there is to be one value for each "
                 "score. Several ids a row can be attached into their embedding: kser_tf.attach(model, into={...})."
             )
