@@ -7,6 +7,7 @@ INSTALLED := $(VENV)/.installed
 # Tests of what runs under both Kerases; TFRS, and so the ranking models, need Keras 2.
 KERAS_3_TESTS := tests/test_esf_net.py tests/test_alignment_attention.py tests/test_knowledge_extractor.py \
 	tests/test_knowledge_lookup.py tests/test_two_kerases.py tests/test_strategies.py tests/test_export.py tests/test_check.py tests/test_readme.py \
+	tests/test_attach_output.py tests/test_saved_model_backbone.py tests/test_warm_start.py \
 	tests/test_layer_paths.py tests/test_knowledge_embedding.py tests/test_attach_into.py tests/test_attach_resume.py tests/test_attach_kinds.py
 
 .PHONY: demo test lint types test-keras-2 test-keras-3 clean

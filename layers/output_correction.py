@@ -154,7 +154,7 @@ class OutputCorrection(tf.keras.layers.Layer):
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all weights. Their shapes follow from the arguments, so it can be called without any."""
-        if self.built:
+        if hasattr(self, "_query_0"):
             return
         for i, extractor in enumerate(self.extractors.values()):
             weights = {"query": ((1, 1, self.units), "glorot_uniform"), "bias": ((self.units,), "zeros")}

@@ -24,7 +24,7 @@ from kser_tf.layers import OutputCorrection
 
 def attach_at_output(
     model: Any,
-    stores: Mapping[str | int, Any],
+    stores: Mapping[Any, Any],
     *,
     output: str | int | None = None,
     output_kind: str | None = None,

@@ -198,7 +198,8 @@ def forget_traces(model: Any, *, compiled: bool = True) -> None:
 
 
 def _put_on(model: Any, correction: OutputCorrection, plan: CorrectionPlan) -> None:
-    model.__class__ = _corrected_class(type(model))
+    backbone_class: Any = type(model)
+    model.__class__ = _corrected_class(backbone_class)
     with _unlocked(model):
         model.output_correction = correction
     model._correction_plan = plan
@@ -248,7 +249,7 @@ def _without_correction(model: Any) -> Iterator[OutputCorrection]:
 @contextlib.contextmanager
 def _unlocked(model: Any) -> Iterator[Any]:
     """Lets a built Keras 3 model take and give back a sub-layer; yields its tracker."""
-    tracker = getattr(model, "_tracker", None)
+    tracker: Any = getattr(model, "_tracker", None)
     locked = tracker is not None and tracker.locked
     if locked:
         tracker.unlock()
@@ -361,8 +362,9 @@ def _chosen(answer: Any, output: str | int | None) -> Any:
                 f"the model has several outputs, {there}: say with `output` which of them is the ranking's score."
             )
         return answer
+    several: Any = answer if isinstance(answer, Mapping | list | tuple) else {}
     try:
-        return answer[output] if isinstance(answer, Mapping | list | tuple) else _no_such(answer, output)
+        return several[output]
     except (KeyError, IndexError, TypeError):
         return _no_such(answer, output)
 

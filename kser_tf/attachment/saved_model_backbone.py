@@ -130,7 +130,7 @@ def _output(function: Any, name: str | None, path: str) -> str:
     names = list(function.structured_outputs)
     if name is None and len(names) == 1:
         return names[0]
-    if name not in names:
+    if name is None or name not in names:
         raise DataError(
             f"{path} has the outputs {', '.join(map(repr, names))}: say with `output` which is the score. "
             f"Received: output={name!r}"
