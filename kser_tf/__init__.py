@@ -16,6 +16,7 @@ _LAZY = {
     "Attachment": "kser_tf.attachment.place",
     "KnowledgeStore": "kser_tf.knowledge_store",
     "RankingModel": "kser_tf.models.ranking_model",
+    "SavedModelBackbone": "kser_tf.attachment.saved_model_backbone",
     "Stage": "kser_tf.stages",
     "all_parameters": "kser_tf.strategies",
     "attach": "kser_tf.attachment.attach",
@@ -29,6 +30,7 @@ _LAZY = {
     "learning_rates": "kser_tf.optimizers",
     "refresh": "kser_tf.serving.refresh",
     "trainable_report": "kser_tf.strategies",
+    "warm_start": "kser_tf.weights.warm_start",
     "write_server_config": "kser_tf.serving.server_config",
     "write_warmup": "kser_tf.serving.warmup",
 }

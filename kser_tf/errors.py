@@ -33,6 +33,10 @@ class ExportError(KserError, ValueError):
     """A model cannot be exported, or an exported model does not do what it should."""
 
 
+class WeightsError(KserError, ValueError):
+    """The weights in a file are not those of the model that they are to be restored to."""
+
+
 class MissingExtraError(KserError, ImportError):
     """An optional dependency is not installed."""
 

@@ -10,10 +10,10 @@ from typing import Any
 import tensorflow as tf
 
 from kser_tf.layer_paths import find_layer, is_embedding, is_stack, layer_paths
-from kser_tf.layers import AlignmentAttention, ESFNet, KnowledgeExtractor
+from kser_tf.layers import AlignmentAttention, ESFNet, KnowledgeExtractor, OutputCorrection
 
 EXTRACTOR, EMBEDDING, OUTPUT, CORE = PARTS = ("extractor", "embedding", "output", "core")
-_EXTRACTOR_LAYERS = (KnowledgeExtractor, ESFNet, AlignmentAttention)
+_EXTRACTOR_LAYERS = (OutputCorrection, KnowledgeExtractor, ESFNet, AlignmentAttention)
 # What the one unit behind everything is called in models that have further layers of one unit, such as an attention's.
 _OUTPUT_NAMES = ("output", "outputs", "output_layer", "logit", "logits", "logit_layer", "head", "score", "rating")
 
@@ -84,6 +84,11 @@ def model_parts(
         if id(layer) not in taken and (own_weights(layer) or is_noise(layer))
     }
     return ModelParts(extractor, found[EMBEDDING], found[OUTPUT], core)
+
+
+def extractor_layers(model: Any) -> list[Any]:
+    """Returns the layers of a model that make up the knowledge extractor, those inside one another too."""
+    return [layer for layer in with_layers_below(model) if isinstance(layer, _EXTRACTOR_LAYERS)]
 
 
 def with_layers_below(layer: Any) -> Iterator[Any]:

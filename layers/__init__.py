@@ -9,5 +9,13 @@ from kser_tf.layers.esf_net import ESFNet
 from kser_tf.layers.knowledge_embedding import KnowledgeEmbedding
 from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
 from kser_tf.layers.knowledge_lookup import KnowledgeLookup
+from kser_tf.layers.output_correction import OutputCorrection
 
-__all__ = ["AlignmentAttention", "ESFNet", "KnowledgeEmbedding", "KnowledgeExtractor", "KnowledgeLookup"]
+__all__ = [
+    "AlignmentAttention",
+    "ESFNet",
+    "KnowledgeEmbedding",
+    "KnowledgeExtractor",
+    "KnowledgeLookup",
+    "OutputCorrection",
+]

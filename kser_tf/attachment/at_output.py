@@ -1,0 +1,231 @@
+"""attach_at_output: knowledge for a model that is taken as a black box."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from kser_tf.attachment.into import require_one_keras
+from kser_tf.attachment.output_corrected import (
+    OUTPUT_KINDS,
+    CorrectionPlan,
+    OutputCorrected,
+    forget_traces,
+    input_names,
+    put_on,
+    take_off,
+)
+from kser_tf.attachment.saved_model_backbone import SavedModelBackbone
+from kser_tf.errors import AttachError
+from kser_tf.layers import OutputCorrection
+
+
+def attach_at_output(
+    model: Any,
+    stores: Mapping[Any, Any],
+    *,
+    output: str | int | None = None,
+    output_kind: str | None = None,
+    context: Sequence[str | int] = (),
+    backbone_logit: bool = False,
+    adapt: bool = True,
+    units: int = 16,
+    hidden_units: Sequence[int] = (32,),
+    num_heads: int = 4,
+    kernel_regularizer: Any = None,
+    xla: bool = False,
+) -> Any:
+    """Adds a correction, made of the knowledge about a row's entities, to the output of a model.
+
+    Nothing inside the model is looked at or changed: it is called as before, and a correction is added to the logit that
+    it returns. The correction starts at 0, so the first predictions are the old ones, bit for bit; and it stays 0 for a
+    row whose entities the stores do not know, as long as the backbone itself is not trained.
+
+    The model that comes back is the very object, of the same class with the correction added: its own `compute_loss`,
+    `train_step` and metrics go on working, as do the names of its weights. It gets one more sub-layer,
+    `output_correction`. If it was compiled it must be compiled again before `fit`. The correction is in the loss where
+    the loss is computed from what the model returns; a `compute_loss` or `train_step` that calls sub-layers directly is
+    refused when it runs.
+
+    A backbone of which nothing is trained (`extractor_only(model, also=())`) runs as in inference, also within `fit`:
+    its Dropout is inactive and its BatchNormalization keeps its moving averages.
+
+    Args:
+        model: A Keras model: subclassed (a `tfrs.Model`, for instance) or functional.
+        stores: For each id feature a store with the knowledge about its entities. A feature is named by its key in the
+            model's dict of features (`"sparse_features.movie_id"` of a dict in it), by its index where the model takes a
+            tuple or list, by the name of an input of a functional model, or by the name of an argument of `call`. One id
+            for each score: `(batch,)` or `(batch, 1)`, or `(batch, list)` for a listwise model; a user's id beside a list
+            of items is taken for each of them.
+        output: Which output is corrected, of a model that has several: a key or an index. Defaults to the only one.
+        output_kind: What that output is: `"logit"`; `"probability"`, corrected in the space of its logit; or `"score"`,
+            such as a rating that is regressed on, which the correction is added to as it is to a logit. Defaults to
+            `"probability"` where a functional model ends in a sigmoid, else to `"logit"`.
+        context: Features of the request, one number a score each, that the correction may depend on: its effect is how
+            they change what an entity's knowledge says, and they have none without it. Defaults to none.
+        backbone_logit: bool. Whether the backbone's own logit is such a number, its gradient stopped. Defaults to
+            `False`.
+        adapt: bool. Whether the extractors are told about the catalogue as a whole, which reads each store twice. Worth
+            it unless the store has many millions of rows. Defaults to `True`.
+        units: As for `kser_tf.layers.OutputCorrection`, like those that follow.
+        hidden_units: Likewise.
+        num_heads: Likewise.
+        kernel_regularizer: Likewise.
+        xla: Likewise: for a model that is compiled with `jit_compile=True`.
+
+    Returns:
+        `model`, attached.
+
+    Raises:
+        AttachError: The model cannot be attached to, with the reason and the way that would work. What can only be known
+            when the model is called (features, shapes, outputs) is refused then, with a ValueError.
+
+    Example:
+
+    >>> model = kser_tf.attach(model, at_output={"movie_id": movies, "user_id": users})
+    >>> kser_tf.extractor_only(model, also=())
+    >>> model.compile(tf.keras.optimizers.Adam(1e-3))
+    """
+    _require_model(model)
+    if isinstance(model, OutputCorrected):
+        raise AttachError(
+            f"the output of {model.name} is corrected already, from {_listed(model._correction_plan.features)}. "  # type: ignore[attr-defined]
+            "Detach it first, and name all features in one call."
+        )
+    if not isinstance(stores, Mapping) or not stores:
+        raise AttachError(
+            f"`at_output` must name features and their stores, {{'movie_id': store}}. Received: {stores!r}"
+        )
+    features = {_entity(feature): feature for feature in stores}
+    _require_inputs(model, [*stores, *context])
+    plan = CorrectionPlan(
+        features=features,
+        context=tuple(context),
+        backbone_logit=backbone_logit,
+        output=output,
+        output_kind=_output_kind(model, output, output_kind),
+    )
+    by_entity = {_entity(feature): store for feature, store in stores.items()}
+    correction = OutputCorrection(
+        by_entity,
+        units=units,
+        hidden_units=hidden_units,
+        num_heads=num_heads,
+        context_size=len(plan.context) + backbone_logit,
+        kernel_regularizer=kernel_regularizer,
+        xla=xla,
+        name="output_correction",
+    )
+    correction.build()
+    if adapt:
+        correction.adapt(by_entity)
+    return put_on(model, correction, plan)
+
+
+def detach_output(model: Any) -> Any:
+    """Takes the correction away: `model` is what it was before `attach_at_output`, but for what of it was trained.
+
+    Raises:
+        AttachError: The output of the model is not corrected.
+    """
+    _require_corrected(model)
+    take_off(model)
+    return model
+
+
+def connect_output(model: Any, stores: Mapping[str | int, Any]) -> Any:
+    """Gives a model that was loaded from a `.keras` file its stores, by the features' names, or other ones.
+
+    If it was compiled, it goes on from there.
+
+    Raises:
+        AttachError: The output of the model is not corrected, or not from these features, or a store does not fit.
+    """
+    _require_corrected(model)
+    names = {feature: name for name, feature in model._correction_plan.features.items()}
+    if unknown := [feature for feature in stores if feature not in names]:
+        raise AttachError(
+            f"the output of {model.name} is corrected from {_listed(names)}. Received: {_listed(unknown)}"
+        )
+    model.output_correction.connect({names[feature]: store for feature, store in stores.items()})
+    forget_traces(model, compiled=False)
+    return model
+
+
+def _entity(feature: str | int) -> str:
+    return f"input_{feature}" if isinstance(feature, int) else feature
+
+
+def _listed(features: Any) -> str:
+    return ", ".join(map(repr, features))
+
+
+def _require_corrected(model: Any) -> None:
+    if not isinstance(model, OutputCorrected):
+        raise AttachError(f"nothing is attached at the output of {getattr(model, 'name', model)!r}.")
+
+
+def _require_model(model: Any) -> None:
+    if isinstance(model, tf.keras.Sequential):
+        raise AttachError(
+            f"{model.name} is a Sequential model, which takes no further layer beside its own. Put it into a functional "
+            f"one: x = tf.keras.Input(...); attach(tf.keras.Model(x, model(x)), ...)."
+        )
+    if not isinstance(model, tf.keras.Model) and hasattr(model, "signatures"):
+        raise AttachError(
+            "the model is a SavedModel that was loaded. Make a Keras model of it: kser_tf.SavedModelBackbone(path)."
+        )
+    require_one_keras(model)
+
+
+def _require_inputs(model: Any, features: Sequence[str | int]) -> None:
+    """A functional model has its inputs, and takes no other."""
+    names = input_names(model)
+    for feature in features if names else ():
+        if feature not in names and not (isinstance(feature, int) and -len(names) <= feature < len(names)):
+            raise AttachError(
+                f"{model.name} has no input {feature!r}. It has: {_listed(names)}. A functional model takes no other: "
+                "make the id one of its inputs, tf.keras.Model({**inputs, 'movie_id': ...}, outputs)."
+            )
+
+
+def _output_kind(model: Any, output: str | int | None, kind: str | None) -> str:
+    if kind is not None:
+        if kind not in OUTPUT_KINDS:
+            raise AttachError(f"`output_kind` must be one of {', '.join(OUTPUT_KINDS)}. Received: {kind!r}")
+        return kind
+    if isinstance(model, SavedModelBackbone):
+        if model.output_name in OUTPUT_KINDS:
+            return model.output_name
+        raise AttachError(
+            f"nothing tells what the output {model.output_name!r} of {model.folder} is. Say it: output_kind='logit', "
+            "'probability' or 'score'."
+        )
+    if input_names(model):
+        outputs = model.output if not isinstance(model.output, Mapping | list | tuple) else _of(model.output, output)
+        layer = getattr(outputs, "_keras_history", (None,))[0]
+        return "probability" if _is_sigmoid(layer) else "logit"
+    ends = [
+        layer.name
+        for layer in model._flatten_layers(include_self=False, recursive=True)
+        if _is_sigmoid(layer) and getattr(layer, "units", 1) == 1
+    ]
+    if ends:
+        raise AttachError(
+            f"{model.name} has the layer {_listed(ends)}, which ends in a sigmoid: what the model returns may be a "
+            "probability. Say which it is: output_kind='probability' or output_kind='logit'."
+        )
+    return "logit"
+
+
+def _of(outputs: Any, output: str | int | None) -> Any:
+    try:
+        return outputs[output]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _is_sigmoid(layer: Any) -> bool:
+    return getattr(layer, "activation", None) is tf.keras.activations.sigmoid

@@ -1,0 +1,467 @@
+"""OutputCorrected: what a model's class becomes when knowledge is attached at its output."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from kser_tf.layers import OutputCorrection
+
+OUTPUT_KINDS = ("logit", "probability", "score")
+_REGISTERED_NAME = "kser_tf>OutputCorrected"
+
+# The logit that a probability stands for, where it is needed as context.
+_SMALLEST_PROBABILITY = 1e-7
+# exp of twice this is still a number in float32. A correction of a probability counts up to here: far beyond what moves
+# a probability that float32 can tell from 0 and 1.
+_LARGEST_CORRECTION = 40.0
+
+# The training and test steps that run in this thread, each `[model, whether the model was called in it]`.
+_steps = threading.local()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectionPlan:
+    """Where the correction of a model's output takes its inputs from, and where it goes.
+
+    Args:
+        features: For each entity's name its feature: a key of the model's features, an index of its positional inputs,
+            or the name of an argument of its `call`.
+        context: Likewise the features that the correction sees as numbers.
+        backbone_logit: bool. Whether it sees the backbone's own logit.
+        output: Which of the model's outputs is corrected: a key, an index, or `None` where it has only one.
+        output_kind: `"logit"`, `"probability"` or `"score"`.
+    """
+
+    features: Mapping[str, str | int]
+    context: tuple[str | int, ...] = ()
+    backbone_logit: bool = False
+    output: str | int | None = None
+    output_kind: str = "logit"
+
+
+class OutputCorrected:
+    """The part that knowledge at the output adds to the class of a model; the rest is the user's own class.
+
+    An object of such a class is the user's model itself, with one more sub-layer, `output_correction`. Its `call` adds
+    the correction to what the user's `call` returns; `compute_loss`, `train_step`, metrics and everything else are the
+    user's, and so are the names and the order of the weights.
+
+    A backbone without a trainable weight is called as in inference (`training=False`), so that its Dropout is inactive:
+    the extractor then learns to correct the very predictions that it will correct when served. As soon as one of the
+    backbone's weights is trained, `training` is passed on.
+    """
+
+    output_correction: OutputCorrection
+    _correction_plan: CorrectionPlan
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        for step in _running_steps():
+            if step[0] is self:
+                step[1] = True
+        plan = self._correction_plan
+        # Before the backbone is called: it may pop features from the dict.
+        given = _arguments(type(self), args, kwargs)
+        ids = {name: _feature(self, given, feature) for name, feature in plan.features.items()}
+        numbers = [(name, _feature(self, given, name)) for name in plan.context]
+        answer = self._call_backbone(*args, **kwargs)
+        output = _chosen(answer, plan.output)
+        return _replaced(answer, plan.output, self._corrected(output, ids, numbers))
+
+    def _call_backbone(self, *args: Any, **kwargs: Any) -> Any:
+        backbone_call = super().call  # type: ignore[misc]
+        if self._backbone_is_trained():
+            return backbone_call(*args, **kwargs)
+        given = _arguments(type(self), args, kwargs)
+        if "training" in given:
+            given["training"] = False
+        return _InInference()(tf.zeros(()), function=lambda: backbone_call(**given), training=False)
+
+    def _backbone_is_trained(self) -> bool:
+        correction = {id(weight) for weight in self.output_correction.trainable_weights}
+        return any(id(weight) not in correction for weight in self.trainable_weights)  # type: ignore[attr-defined]
+
+    def _corrected(self, output: Any, ids: Mapping[str, Any], numbers: list[tuple[str | int, Any]]) -> Any:
+        plan = self._correction_plan
+        if not tf.is_tensor(output) or isinstance(output, tf.RaggedTensor | tf.SparseTensor):
+            raise ValueError(
+                f"the output to be corrected must be one dense tensor. Received: {type(output).__name__}. Name it with "
+                "`output`: attach(model, at_output=..., output='ctr'), or output=2 of a tuple."
+            )
+        if not output.dtype.is_floating:
+            raise ValueError(f"the output to be corrected must be floating point. Received: {output.dtype.name}")
+        if output.shape.rank is None:  # tf.squeeze without an axis: as many scores as ids, however they lie
+            ids, numbers = _flat_inputs(ids, numbers)
+            corrected = self._corrected(tf.reshape(output, [-1]), ids, numbers)
+            return tf.reshape(corrected, tf.shape(output))
+        _require_one_entity_a_score(ids, output)
+        context = [tf.cast(_spread(f"feature {name!r}", value, output), tf.float32) for name, value in numbers]
+        if plan.backbone_logit:
+            context.append(_logit(output, plan.output_kind))
+        flat = {name: tf.reshape(_spread(f"feature {name!r}", value, output), [-1]) for name, value in ids.items()}
+        correction = self.output_correction(
+            flat, context=tf.stack([tf.reshape(number, [-1]) for number in context], -1) if context else None
+        )
+        return _added(output, tf.reshape(correction, tf.shape(output)), plan.output_kind)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        with _correction_used(self, "compute_loss"):
+            return super().compute_loss(*args, **kwargs)  # type: ignore[misc]
+
+    def train_step(self, *args: Any, **kwargs: Any) -> Any:
+        with _correction_used(self, "train_step"):
+            return super().train_step(*args, **kwargs)  # type: ignore[misc]
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        with _correction_used(self, "test_step"):
+            return super().test_step(*args, **kwargs)  # type: ignore[misc]
+
+    def get_config(self) -> dict[str, Any]:
+        plan = self._correction_plan
+        trainable = [bool(layer.trainable) for layer in _layers_below(self)]
+        with _without_correction(self) as correction:
+            backbone = tf.keras.utils.serialize_keras_object(self)
+        # The loaded model is compiled when it is whole.
+        backbone.pop("compile_config", None)
+        return {
+            "backbone": backbone,
+            "correction": tf.keras.utils.serialize_keras_object(correction),
+            "trainable": trainable,
+            "plan": {
+                "features": [[name, feature] for name, feature in plan.features.items()],
+                "context": list(plan.context),
+                "backbone_logit": plan.backbone_logit,
+                "output": plan.output,
+                "output_kind": plan.output_kind,
+            },
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Any:
+        """Makes the backbone and attaches the correction, which has no store yet: `kser_tf.connect` gives it one."""
+        backbone = tf.keras.utils.deserialize_keras_object(config["backbone"], custom_objects=custom_objects)
+        correction = tf.keras.utils.deserialize_keras_object(config["correction"])
+        plan = dict(config["plan"])
+        plan["features"] = dict(plan["features"])
+        plan["context"] = tuple(plan["context"])
+        correction.build()
+        model = put_on(backbone, correction, CorrectionPlan(**plan))
+        layers = _layers_below(model)
+        if len(layers) == len(config["trainable"]):
+            for layer, trainable in zip(layers, config["trainable"], strict=True):
+                layer.trainable = trainable
+        return model
+
+    def get_build_config(self) -> None:
+        """The backbone is built from its own, within `from_config`."""
+        return None
+
+
+class _InInference(tf.keras.layers.Layer):
+    """Calls a function such that the layers in it do what they do in inference, whatever is around."""
+
+    def call(self, _: Any, function: Any, training: bool = False) -> Any:
+        return function()
+
+
+def put_on(model: Any, correction: OutputCorrection, plan: CorrectionPlan) -> Any:
+    """Makes `model` one whose output is corrected. `take_off` is the way back."""
+    _put_on(model, correction, plan)
+    forget_traces(model)
+    return model
+
+
+def take_off(model: Any) -> OutputCorrection:
+    """Makes `model` what it was before `put_on`; returns the correction."""
+    correction = _take_off(model)
+    forget_traces(model)
+    return correction
+
+
+def forget_traces(model: Any, *, compiled: bool = True) -> None:
+    """Has a model forget what `fit`, `evaluate` and `predict` have traced, and with `compiled` that it was compiled.
+
+    What was traced knows only the layers of before; and so does the optimizer, which `fit` would fail on.
+    """
+    for name in ("train_function", "test_function", "predict_function"):
+        setattr(model, name, None)
+    for name in ("_is_compiled", "compiled") if compiled else ():
+        if name in vars(model):
+            setattr(model, name, False)
+
+
+def _put_on(model: Any, correction: OutputCorrection, plan: CorrectionPlan) -> None:
+    backbone_class: Any = type(model)
+    model.__class__ = _corrected_class(backbone_class)
+    with _unlocked(model):
+        model.output_correction = correction
+    model._correction_plan = plan
+
+
+def _take_off(model: Any) -> OutputCorrection:
+    correction = model.output_correction
+    with _unlocked(model) as tracker:
+        del model.output_correction
+        if tracker is not None:  # Keras 3 does not untrack what is deleted
+            tracker.untrack(correction)
+    del model._correction_plan
+    model.__class__ = type(model).backbone_class
+    return correction
+
+
+@functools.cache
+def _corrected_class(backbone_class: type) -> type:
+    # A class without a registration of its own is loaded by its name: all of them are, by `OutputCorrected`.
+    corrected = type(backbone_class)(
+        _REGISTERED_NAME,
+        (OutputCorrected, backbone_class),
+        {
+            "__module__": __name__,
+            "__qualname__": f"{OutputCorrected.__name__}[{backbone_class.__qualname__}]",
+            "__doc__": backbone_class.__doc__,
+            "backbone_class": backbone_class,
+        },
+    )
+    return corrected
+
+
+tf.keras.utils.register_keras_serializable("kser_tf")(OutputCorrected)
+
+
+@contextlib.contextmanager
+def _without_correction(model: Any) -> Iterator[OutputCorrection]:
+    """Makes the model the backbone for the block: to those who describe it, not to those who call it."""
+    plan = model._correction_plan
+    correction = _take_off(model)
+    try:
+        yield correction
+    finally:
+        _put_on(model, correction, plan)
+
+
+@contextlib.contextmanager
+def _unlocked(model: Any) -> Iterator[Any]:
+    """Lets a built Keras 3 model take and give back a sub-layer; yields its tracker."""
+    tracker: Any = getattr(model, "_tracker", None)
+    locked = tracker is not None and tracker.locked
+    if locked:
+        tracker.unlock()
+    try:
+        yield tracker
+    finally:
+        if locked:
+            tracker.lock()
+
+
+@contextlib.contextmanager
+def _correction_used(model: Any, method: str) -> Iterator[None]:
+    """Refuses a step that goes past the model's `call`, and so past the correction."""
+    steps = _running_steps()
+    outer = next((step for step in steps if step[0] is model), None)
+    step = outer or [model, False]
+    if outer is None:
+        steps.append(step)
+    try:
+        yield
+        if not step[1]:
+            raise ValueError(
+                f"`{type(model).backbone_class.__name__}.{method}` does not call the model itself (`self(features)`), but "
+                "its sub-layers: the correction at the output would not be in the loss, and never be trained. Have it "
+                "call the model, or attach to a sub-model that it calls, or into an embedding: "
+                "kser_tf.attach(model, into={...})."
+            )
+    finally:
+        if outer is None:
+            steps.remove(step)
+
+
+def _running_steps() -> list[list[Any]]:
+    if not hasattr(_steps, "running"):
+        _steps.running = []
+    return _steps.running
+
+
+def _layers_below(model: Any) -> list[Any]:
+    return list(model._flatten_layers(include_self=False, recursive=True))
+
+
+def _arguments(corrected_class: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of the backbone's `call`, by name."""
+    signature = inspect.signature(corrected_class.backbone_class.call)
+    parameters = list(signature.parameters.values())[1:]  # without `self`
+    bound = signature.replace(parameters=parameters).bind(*args, **kwargs)
+    arguments = dict(bound.arguments)
+    for parameter in parameters:
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+        elif parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
+            raise ValueError(
+                f"the model's `call` takes `{parameter}`: an output can be corrected where each argument has a name, "
+                "such as `call(self, features)`."
+            )
+    return arguments
+
+
+def _feature(model: Any, given: Mapping[str, Any], feature: str | int) -> Any:
+    """Finds a feature among the arguments of a call."""
+    inputs = next(iter(given.values()))
+    names = input_names(model)
+    if isinstance(inputs, Mapping):
+        found = _in(inputs, feature)
+        if found is not None:
+            return found
+    elif isinstance(inputs, list | tuple):
+        place = names.index(feature) if names and feature in names else feature
+        if isinstance(place, int) and -len(inputs) <= place < len(inputs):
+            return inputs[place]
+    elif names == [feature] or feature == 0:
+        return inputs
+    if feature in given and feature != "training":
+        return given[str(feature)]
+    if isinstance(inputs, Mapping):
+        there = f"the features {', '.join(map(repr, inputs))}"
+    elif isinstance(inputs, list | tuple):
+        there = f"{len(inputs)} inputs{f', {names}' if names else ''}, counted from 0"
+    else:
+        there = f"the arguments {', '.join(map(repr, given))}"
+    raise ValueError(
+        f"the model was called without the feature {feature!r}. It was called with {there}. Name one of these in "
+        "`at_output`, or add the feature to the model's inputs."
+    )
+
+
+def _in(features: Any, feature: str | int) -> Any:
+    """A feature in a dict, or in a dict in it: `"sparse_features.movie_id"`."""
+    if feature in features:
+        return features[feature]
+    outer, dot, inner = str(feature).partition(".")
+    return _in(features[outer], inner) if dot and isinstance(features.get(outer), Mapping) else None
+
+
+def input_names(model: Any) -> list[str]:
+    """Names of the inputs of a functional model; none for other models."""
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
+        return []
+    names = getattr(model, "input_names", None)  # Keras 2
+    return list(names) if names else [tensor.name for tensor in inputs]
+
+
+def _chosen(answer: Any, output: str | int | None) -> Any:
+    if output is None:
+        if isinstance(answer, Mapping | list | tuple):
+            there = list(answer) if isinstance(answer, Mapping) else f"0 to {len(answer) - 1}"
+            raise ValueError(
+                f"the model has several outputs, {there}: say with `output` which of them is the ranking's score."
+            )
+        return answer
+    several: Any = answer if isinstance(answer, Mapping | list | tuple) else {}
+    try:
+        return several[output]
+    except (KeyError, IndexError, TypeError):
+        return _no_such(answer, output)
+
+
+def _no_such(answer: Any, output: str | int) -> Any:
+    if isinstance(answer, Mapping):
+        there = f"the outputs {', '.join(map(repr, answer))}"
+    elif isinstance(answer, list | tuple):
+        there = f"{len(answer)} outputs, counted from 0"
+    else:
+        there = "one output: leave `output` out"
+    raise ValueError(f"the model has no output {output!r}. It has {there}.")
+
+
+def _replaced(answer: Any, output: str | int | None, value: Any) -> Any:
+    if output is None:
+        return value
+    if isinstance(answer, Mapping):
+        return {name: value if name == output else other for name, other in answer.items()}
+    values = list(answer)
+    values[int(output)] = value
+    if hasattr(answer, "_fields"):  # a named tuple
+        return type(answer)(*values)
+    return type(answer)(values) if type(answer) in (list, tuple) else tuple(values)
+
+
+def _require_one_entity_a_score(ids: Mapping[str, Any], output: Any) -> None:
+    """Refuses an output with more scores a row than entities: several classes, or a list without the list's ids."""
+    scores = _without_ones(output.shape)
+    shapes = {name: _without_ones(tf.convert_to_tensor(value).shape) for name, value in ids.items() if not _odd(value)}
+    if shapes and all(len(shape) < len(scores) for shape in shapes.values()) and scores[-1] is not None:
+        raise ValueError(
+            f"the output to be corrected has shape {output.shape}, and the ids {shapes}: there is to be one entity for "
+            "each score. Choose one score a row with `output`, or name the feature that holds the list's ids."
+        )
+
+
+def _flat_inputs(ids: Mapping[str, Any], numbers: list[tuple[str | int, Any]]) -> tuple[Any, Any]:
+    flat = {name: value if _odd(value) else tf.reshape(value, [-1]) for name, value in ids.items()}
+    return flat, [(name, value if _odd(value) else tf.reshape(value, [-1])) for name, value in numbers]
+
+
+def _odd(value: Any) -> bool:
+    return isinstance(value, tf.RaggedTensor | tf.SparseTensor)
+
+
+def _without_ones(shape: Any) -> tuple[int | None, ...]:
+    sizes = list(shape)
+    while len(sizes) > 1 and sizes[-1] == 1:
+        sizes.pop()
+    return tuple(sizes)
+
+
+def _spread(what: str, values: Any, output: Any) -> Any:
+    """`values` in the shape of the output: those of a row for all of its scores."""
+    if _odd(values):
+        raise ValueError(
+            f"{what} is a {type(values).__name__}; at the output there is one value for each score. Several ids a row "
+            "can be attached into their embedding: kser_tf.attach(model, into={...})."
+        )
+    values = tf.convert_to_tensor(values)
+    rank = output.shape.rank
+    while values.shape.rank > rank and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.shape.rank > rank:
+        raise ValueError(
+            f"{what} has shape {values.shape}, and the output {output.shape}: there is to be one value for each score. "
+            "Several ids a row can be attached into their embedding: kser_tf.attach(model, into={...})."
+        )
+    while values.shape.rank < rank:
+        values = values[..., None]
+    for size, scores in zip(values.shape, output.shape, strict=True):
+        if None not in (size, scores) and size not in (1, scores):
+            raise ValueError(
+                f"{what} has shape {values.shape}, and the output {output.shape}: there is to be one value for each "
+                "score. Several ids a row can be attached into their embedding: kser_tf.attach(model, into={...})."
+            )
+    return tf.broadcast_to(values, tf.shape(output))
+
+
+def _logit(output: Any, kind: str) -> Any:
+    output = tf.stop_gradient(tf.cast(output, tf.float32))
+    if kind != "probability":
+        return output
+    safe = tf.clip_by_value(output, _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
+    return tf.math.log(safe) - tf.math.log1p(-safe)
+
+
+def _added(output: Any, correction: Any, kind: str) -> Any:
+    """The output with the correction of its logit, in the output's dtype."""
+    wide = tf.cast(output, tf.float32) if output.dtype.size < tf.float32.size else output
+    correction = tf.cast(correction, wide.dtype)
+    if kind != "probability":
+        return tf.cast(wide + correction, output.dtype)
+    # sigmoid(logit(p) + c) = p e^c / (1 - p + p e^c), written as p and a difference that is 0 where c is: there and back
+    # through the logit would not give the very bits of p.
+    correction = tf.clip_by_value(correction, -_LARGEST_CORRECTION, _LARGEST_CORRECTION)
+    other = 1 - wide
+    difference = wide * other * tf.math.expm1(correction) / (other + wide * tf.exp(correction))
+    return tf.cast(tf.clip_by_value(wide + difference, 0.0, 1.0), output.dtype)

@@ -1,0 +1,282 @@
+"""OutputCorrection: what the knowledge about a row's entities adds to a ranking model's logit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
+from kser_tf.layers.knowledge_lookup import KnowledgeLookup
+from kser_tf.layers.shaped_layer import cloned
+
+# Keeps the reciprocal of a zero vector's length finite; small against the mean square of an aligned vector.
+_EPSILON = 1e-6
+
+
+@tf.keras.utils.register_keras_serializable("kser_tf")
+class OutputCorrection(tf.keras.layers.Layer):
+    """Makes a number of the knowledge about the entities of a row, to be added to the logit of a model.
+
+    The model itself is not looked into: only ids go in, and what of the request is named as context. So this is for
+    models that are black boxes, and it can learn three things that such a model may lack: how good an item is that it
+    has seen little of (from the item's text alone), whom it suits (item times user), and in which situation (item times
+    context). For each entity `e` with chunks `C_e`, and the pairs of entities and of entity and context,
+
+        a_e = extractor_e(q_e, C_e)                                         (one learned query `q_e`)
+        v_e = there_e * (a_e / rms(a_e) + b_e)                              (`there_e`: 1 with knowledge, else 0)
+        x   = [there_e, v_e for each e; v_e * v_f for each pair; v_e * (P_e context) for each e]
+        correction = w . relu(W x)
+
+    `w` starts at zero, and so does every correction: added to a trained model, the layer leaves its predictions as they
+    are until it has learned something. There is no bias but behind `there_e`, so the correction of a row without any
+    knowledge is exactly 0 at every point of training.
+
+    The context meets the aligned vectors, not the queries: so an extractor's work depends on the entity alone, and is
+    done once for each distinct id of a batch. Context numbers are squashed, `sign(x) log(1 + |x|)`, such that an age or
+    a price can be passed as it is; those that are missing (NaN) or infinite count as 0.
+
+    Built from the published description of KSER, which attaches to embeddings; the correction of an output is ours.
+
+    Args:
+        stores: For each entity's name a `kser_tf.KnowledgeStore`. Left out when the layer is made from its config:
+            then `connect` gives them.
+        units: int. Width of the aligned vectors. Defaults to `16`.
+        hidden_units: Widths of the hidden layers between them and the correction. `()` makes it linear in `x`, a
+            weighted dot product of each pair. Defaults to `(32,)`.
+        num_heads: int. Heads of each extractor's attention. Defaults to `4`.
+        context_size: int. How many numbers the context of a row has. Defaults to `0`.
+        kernel_regularizer: Regularizer of all kernels, those of the extractors too. Defaults to `None`.
+        xla: bool. Whether XLA can compile the layer (`jit_compile=True`). The ids, which must be integers then, are found by
+            binary search, and an entity's work is done for each of its rows. Defaults to `False`.
+        shapes: For each entity's name `(fields, chunks, width)`. Taken from the stores.
+
+    Call arguments:
+        ids: For each entity's name the ids of the rows, `(batch,)`, integer or string as in the store.
+        context: `(batch, context_size)`, floating point; `None` where `context_size` is 0. Its gradient is stopped.
+
+    Returns:
+        `(batch,)`, float32.
+
+    Raises:
+        ValueError: An argument is out of its range, an entity's ids or the context are missing or of another shape, or
+            the layer has no store.
+
+    Example:
+
+    >>> correction = kser_tf.layers.OutputCorrection({"movie_id": store})
+    >>> logit += correction({"movie_id": features["movie_id"]})
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[str, Any] | None = None,
+        *,
+        units: int = 16,
+        hidden_units: Sequence[int] = (32,),
+        num_heads: int = 4,
+        context_size: int = 0,
+        kernel_regularizer: Any = None,
+        xla: bool = False,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not stores and not shapes:
+            raise ValueError("`stores` must name at least one entity, such as {'movie_id': store}.")
+        if units < 1 or any(width < 1 for width in hidden_units):
+            raise ValueError(
+                f"`units` and `hidden_units` must be at least 1. Received: units={units}, hidden_units={hidden_units}"
+            )
+        if context_size < 0:
+            raise ValueError(f"`context_size` must not be negative. Received: context_size={context_size}")
+        # Passed args.
+        self.units = units
+        self.hidden_units = tuple(hidden_units)
+        self.num_heads = num_heads
+        self.context_size = context_size
+        self.kernel_regularizer = tf.keras.regularizers.get(kernel_regularizer)
+        self.xla = xla
+        # Derived. Sorted: files keep the layers of a dict by their order, and that must not be the caller's.
+        self.entities = tuple(sorted(stores or shapes or {}))
+        # Each an attribute of its own: in a dict or list, TensorFlow's checkpoints would not find it under Keras 3.
+        for i, name in enumerate(self.entities):
+            lookup = KnowledgeLookup(
+                stores[name] if stores else None,
+                shape=_shape(shapes, name),
+                dtype=self.dtype_policy,
+                name=f"lookup_{i}",
+            )
+            extractor = KnowledgeExtractor(
+                num_heads,
+                # Else nothing would ever be learned: of two zero projections in a row neither has a gradient.
+                output_initializer="glorot_uniform",
+                kernel_regularizer=self.kernel_regularizer,
+                dtype=self.dtype_policy,
+                name=f"extractor_{i}",
+            )
+            lookup.supports_jit = xla
+            setattr(self, lookup.name, lookup)
+            setattr(self, extractor.name, extractor)
+        for i, width in enumerate(self.hidden_units):
+            setattr(self, f"hidden_{i}", self._dense(width, f"hidden_{i}"))
+        # float32 in every precision policy, as the logit that it is added to.
+        self.projection = tf.keras.layers.Dense(
+            1, use_bias=False, kernel_initializer="zeros", dtype="float32", name="projection"
+        )
+
+    def _dense(self, width: int, name: str) -> Any:
+        return tf.keras.layers.Dense(
+            width,
+            activation="relu",
+            use_bias=False,
+            kernel_regularizer=self.kernel_regularizer,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    @property
+    def lookups(self) -> dict[str, KnowledgeLookup]:
+        """For each entity's name its look-up."""
+        return {name: getattr(self, f"lookup_{i}") for i, name in enumerate(self.entities)}
+
+    @property
+    def extractors(self) -> dict[str, KnowledgeExtractor]:
+        """For each entity's name its extractor."""
+        return {name: getattr(self, f"extractor_{i}") for i, name in enumerate(self.entities)}
+
+    @property
+    def _dense_layers(self) -> list[Any]:
+        return [*(getattr(self, f"hidden_{i}") for i in range(len(self.hidden_units))), self.projection]
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all weights. Their shapes follow from the arguments, so it can be called without any."""
+        if hasattr(self, "_query_0"):
+            return
+        for i, extractor in enumerate(self.extractors.values()):
+            weights = {"query": ((1, 1, self.units), "glorot_uniform"), "bias": ((self.units,), "zeros")}
+            if self.context_size:
+                weights["context_kernel"] = ((self.context_size, self.units), "glorot_uniform")
+            for name, (shape, initializer) in weights.items():
+                weight = self.add_weight(
+                    name=f"{name}_{i}",
+                    shape=shape,
+                    initializer=cloned(initializer),
+                    regularizer=self.kernel_regularizer if name == "context_kernel" else None,
+                )
+                setattr(self, f"_{name}_{i}", weight)
+            with tf.name_scope(extractor.name):
+                extractor.build((1, 1, self.units), (None, *getattr(self, f"lookup_{i}").shape))
+        count = len(self.entities)
+        vectors = count + count * (count - 1) // 2 + (count if self.context_size else 0)
+        width = count + vectors * self.units
+        for layer in self._dense_layers:
+            with tf.name_scope(layer.name):
+                layer.build((None, width))
+            width = layer.units
+        self.built = True
+
+    def call(self, ids: Mapping[str, Any], context: Any = None) -> Any:
+        if missing := [name for name in self.entities if name not in ids]:
+            raise ValueError(f"{self.name} needs the ids of {', '.join(missing)}. Received those of: {', '.join(ids)}")
+        there, vectors = {}, {}
+        for i, name in enumerate(self.entities):
+            there[name], vectors[name] = self._vector(i, name, ids[name])
+        parts = [there[name] for name in self.entities] + [vectors[name] for name in self.entities]
+        parts += [vectors[one] * vectors[other] for one, other in itertools.combinations(self.entities, 2)]
+        if self.context_size:
+            context = self._squashed(context)
+            parts += [
+                vectors[name] * tf.matmul(context, tf.cast(getattr(self, f"_context_kernel_{i}"), self.compute_dtype))
+                for i, name in enumerate(self.entities)
+            ]
+        hidden = tf.concat(parts, -1)
+        for layer in self._dense_layers:
+            hidden = layer(hidden)
+        return hidden[:, 0]
+
+    def _vector(self, i: int, name: str, ids: Any) -> tuple[Any, Any]:
+        """Whether there is knowledge of entity `i`, `(batch, 1)`, and the vector made of it, `(batch, units)`."""
+        lookup, extractor = getattr(self, f"lookup_{i}"), getattr(self, f"extractor_{i}")
+        try:
+            rows, places = (_searched(lookup, ids), None) if self.xla else tf.unique(lookup.rows(ids))
+        except ValueError as error:
+            raise ValueError(f"{name!r}: {error}") from None
+        chunks, mask = lookup.lookup_rows(rows)
+        query = tf.tile(tf.cast(getattr(self, f"_query_{i}"), self.compute_dtype), (tf.shape(rows)[0], 1, 1))
+        aligned = extractor(query, chunks, mask=mask)[:, 0]
+        # In float32: the squares of half precision are partly below what it can hold.
+        wide = tf.cast(aligned, tf.float32)
+        wide *= tf.math.rsqrt(tf.reduce_mean(wide * wide, -1, keepdims=True) + _EPSILON)
+        there = tf.cast(tf.reduce_any(mask, (1, 2)), self.compute_dtype)[:, None]
+        bias = tf.cast(getattr(self, f"_bias_{i}"), self.compute_dtype)
+        vector = there * (tf.cast(wide, self.compute_dtype) + bias)
+        return (there, vector) if places is None else (tf.gather(there, places), tf.gather(vector, places))
+
+    def _squashed(self, context: Any) -> Any:
+        if context is None or context.shape.rank != 2 or context.shape[1] not in (None, self.context_size):
+            raise ValueError(
+                f"{self.name}: `context` must be (batch, {self.context_size}). "
+                f"Received: {'none' if context is None else context.shape}"
+            )
+        context = tf.stop_gradient(tf.cast(context, self.compute_dtype))
+        context = tf.where(tf.math.is_finite(context), context, tf.zeros_like(context))
+        return tf.sign(context) * tf.math.log1p(tf.abs(context))
+
+    def connect(self, stores: Mapping[str, Any]) -> None:
+        """Gives some or all of the entities a store, in place of what was there; models must be compiled anew after it.
+
+        Raises:
+            ValueError: There is no such entity, or a store's fields, chunks or width are not those of the layer.
+        """
+        if unknown := set(stores) - set(self.entities):
+            raise ValueError(
+                f"{self.name} has the entities {', '.join(self.entities)}. Received: {', '.join(sorted(unknown))}"
+            )
+        for name, store in stores.items():
+            self.lookups[name].connect(store)
+
+    def adapt(self, stores: Mapping[str, Any]) -> None:
+        """Tells each extractor about its catalogue as a whole, as `KnowledgeExtractor.adapt` does.
+
+        It changes no correction that is still zero. Reads each store twice. The layer must be built.
+        """
+        for name, store in stores.items():
+            self.extractors[name].adapt(store)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.update(
+            units=self.units,
+            hidden_units=list(self.hidden_units),
+            num_heads=self.num_heads,
+            context_size=self.context_size,
+            kernel_regularizer=tf.keras.regularizers.serialize(self.kernel_regularizer),
+            xla=self.xla,
+            shapes={name: list(lookup.shape) for name, lookup in self.lookups.items()},
+        )
+        return config
+
+
+def _searched(lookup: KnowledgeLookup, ids: Any) -> Any:
+    """The rows of integer ids as `KnowledgeLookup.rows` gives them, in a way that XLA can compile."""
+    known = lookup.tables().ids
+    if known.dtype.kind != "i" or not ids.dtype.is_integer:
+        raise ValueError(
+            f"with xla=True the ids must be integers, in the store and in the call. The store has {known.dtype} ids, the "
+            f"ids looked up are {ids.dtype.name}. Leave out xla=True, and compile without `jit_compile`."
+        )
+    if not len(known):
+        return tf.fill(tf.shape(ids), -1)
+    order = np.argsort(known, kind="stable")
+    in_order, ids = tf.constant(known[order], tf.int64), tf.cast(ids, tf.int64)
+    places = tf.minimum(tf.searchsorted(in_order, ids), len(known) - 1)
+    found = tf.equal(tf.gather(in_order, places), ids)
+    return tf.where(found, tf.gather(tf.constant(order, tf.int32), places), -1)
+
+
+def _shape(shapes: Mapping[str, Sequence[int]] | None, name: str) -> Any:
+    return None if shapes is None else tuple(shapes[name])
