@@ -37,6 +37,8 @@ class TrainConfig:
         stores: For each kind of entity its knowledge store, such as `{movie: stores/movies}`.
         base: Folder of the trained base that `extractor_only` starts from.
         also: Parts of the backbone that `extractor_only` trains beside the extractor.
+        rates: For the parts extractor, embedding, output and core what `learning_rate` is multiplied with. Defaults to 1. Not
+            for base.
         shuffle_knowledge: Seed to shuffle the knowledge between the entities with: the placebo. Defaults to none.
         history_sample: Of the entities that stand in histories alone, a step aligns one in so many, and takes the others'
             knowledge from memory (`FeatureEmbedding.keep_historical_embeddings`): faster than 1, which aligns all. 0 aligns
@@ -58,6 +60,7 @@ class TrainConfig:
     stores: dict[str, str] = field(default_factory=dict)
     base: str | None = None
     also: tuple[Literal["embedding", "output"], ...] = ("embedding", "output")
+    rates: dict[Literal["extractor", "embedding", "output", "core"], float] = field(default_factory=dict)
     shuffle_knowledge: int | None = None
     history_sample: int | None = None
     model: RankingModelConfig = field(default_factory=RankingModelConfig)
@@ -79,6 +82,8 @@ class TrainConfig:
             raise ConfigError(
                 "`base`, the folder of a trained base model, goes with strategy extractor_only, and only with it."
             )
+        if self.strategy == "base" and self.rates:
+            raise ConfigError("`rates` tells an extractor's learning rate from the backbone's, and strategy base has none.")
         if self.history_sample is not None and self.history_sample < 0:
             raise ConfigError(f"`history_sample` must be at least 0. Received: {self.history_sample}")
         for name in ("batch_size", "epochs", "patience"):
@@ -88,6 +93,8 @@ class TrainConfig:
     @property
     def one_of_history(self) -> int:
         """`history_sample`, or its default."""
+        if self.strategy == "base" and self.rates:
+            raise ConfigError("`rates` tells an extractor's learning rate from the backbone's, and strategy base has none.")
         if self.history_sample is not None:
             return self.history_sample
         return 0 if self.strategy == "extractor_only" else 8
@@ -111,6 +118,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     from kser_tf.models.model_folder import WEIGHTS_FILE, StoreReference, load_model, save_model
     from kser_tf.models.ranking_model import RankingModel
+    from kser_tf.optimizers import learning_rates
     from kser_tf.pipelines.examples import IndexedExamples
     from kser_tf.schema import DatasetSchema
 
@@ -134,7 +142,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if config.one_of_history != 1:
             model.keep_historical_embeddings(config.one_of_history)
         report = _apply_strategy(model, config)
-        model.compile(optimizer=tf.keras.optimizers.Adam(config.learning_rate))
+        optimizer = tf.keras.optimizers.Adam(config.learning_rate)
+        model.compile(learning_rates(optimizer, model, **config.rates) if config.rates else optimizer)
         save_model(output, model, references)
 
         curve = _curve(output)

@@ -98,6 +98,16 @@ def test_the_extractor_alone_leaves_the_backbone_bit_identical(folder, base):
     assert any(np.abs(weight).max() > 0 for weight in extractor)
 
 
+def test_rates_of_the_parts(folder, base):
+    """At rate 0 the embeddings stay as they are, although they are trained."""
+    settings = {"strategy": "extractor_only", "stores": {"item": str(folder / "store")}, "base": str(base)}
+    train(config(folder, "rates", rates={"embedding": 0.0}, **settings))
+    assert same(weights_of(base, "tables"), weights_of(folder / "rates", "tables"))
+    assert not same(weights_of(base, "output"), weights_of(folder / "rates", "output"))
+    with pytest.raises(ConfigError, match="strategy base has none"):
+        config(folder, "no", rates={"embedding": 0.5})
+
+
 def test_the_same_configuration_is_not_trained_twice(folder, base):
     before = (base / "job.json").stat().st_mtime_ns
     train(config(folder, "base"))
@@ -107,8 +117,12 @@ def test_the_same_configuration_is_not_trained_twice(folder, base):
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(folder):
-    """Killed with SIGKILL after its first epoch, started again: the same curve and the same weights, to the bit."""
+    """Killed with SIGKILL after its first epoch, started again: the same curve and the same weights, to the bit.
+
+    Also with what draws at random or remembers: dropped ids, sampled histories, rates of the parts.
+    """
     settings = {"strategy": "all_parameters", "stores": {"item": str(folder / "store")}, "epochs": 4}
+    settings |= {"history_sample": 2, "rates": {"extractor": 3.0}, "model": {"embedding_width": 4, "id_dropout": 0.3}}
     through = train(config(folder, "through", **settings))
 
     stopped = config(folder, "stopped", **settings)
