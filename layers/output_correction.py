@@ -180,7 +180,8 @@ class OutputCorrection(tf.keras.layers.Layer):
         self.built = True
 
     def call(self, ids: Mapping[str, Any], context: Any = None) -> Any:
-        if missing := [name for name in self.entities if name not in ids]:
+        missing = [name for name in self.entities if name not in ids]
+        if missing:
             raise ValueError(f"{self.name} needs the ids of {', '.join(missing)}. Received those of: {', '.join(ids)}")
         there, vectors = {}, {}
         for i, name in enumerate(self.entities):

@@ -165,9 +165,7 @@ def look_inside(model: Any, encode_configs: dict[str, Any], names: dict[str, Any
 def chunk_weights(model: Any, entity: str, rows: int) -> np.ndarray:
     """Returns ESFNet's weights for all entities of a store, float32 `(rows, fields, chunks)`."""
     found = [
-        model.embedding.entity_embeddings(entity, np.arange(start, min(start + _BATCH, rows), dtype=np.int32))[
-            1
-        ].numpy()
+        model.embedding.chunk_weights(entity, np.arange(start, min(start + _BATCH, rows), dtype=np.int32)).numpy()
         for start in range(0, rows, _BATCH)
     ]
     return np.concatenate(found) if found else np.zeros((0, 0, 0), np.float32)

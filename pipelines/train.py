@@ -83,7 +83,9 @@ class TrainConfig:
                 "`base`, the folder of a trained base model, goes with strategy extractor_only, and only with it."
             )
         if self.strategy == "base" and self.rates:
-            raise ConfigError("`rates` tells an extractor's learning rate from the backbone's, and strategy base has none.")
+            raise ConfigError(
+                "`rates` tells an extractor's learning rate from the backbone's, and strategy base has none."
+            )
         if self.history_sample is not None and self.history_sample < 0:
             raise ConfigError(f"`history_sample` must be at least 0. Received: {self.history_sample}")
         for name in ("batch_size", "epochs", "patience"):
@@ -94,7 +96,9 @@ class TrainConfig:
     def one_of_history(self) -> int:
         """`history_sample`, or its default."""
         if self.strategy == "base" and self.rates:
-            raise ConfigError("`rates` tells an extractor's learning rate from the backbone's, and strategy base has none.")
+            raise ConfigError(
+                "`rates` tells an extractor's learning rate from the backbone's, and strategy base has none."
+            )
         if self.history_sample is not None:
             return self.history_sample
         return 0 if self.strategy == "extractor_only" else 8

@@ -80,7 +80,8 @@ class SavedModelBackbone(tf.keras.Model):
                     f"{self.name} takes a dict of {', '.join(self.specs)}. Received: {type(features).__name__}"
                 )
             features = {next(iter(self.specs)): features}
-        if missing := [name for name in self.specs if name not in features]:
+        missing = [name for name in self.specs if name not in features]
+        if missing:
             raise ValueError(
                 f"the SavedModel's signature {self.signature!r} needs the inputs {', '.join(self.specs)}. "
                 f"Missing: {', '.join(missing)}. Received: {', '.join(features)}"

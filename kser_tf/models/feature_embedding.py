@@ -161,20 +161,17 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             embedded.update(self._embed(vocabulary, sharing, features, bool(training)))
         return embedded
 
-    def entity_embeddings(self, entity: str, rows: Any) -> tuple[Any, Any]:
-        """Returns what the recommender has of entities without their knowledge, and their chunk weights.
+    def chunk_weights(self, entity: str, rows: Any) -> Any:
+        """Returns ESFNet's weights of the chunks of entities, `(n, fields, chunks)`, for a look and for a plot.
 
         Args:
             entity: The kind of entity.
             rows: int32 `(n,)`, rows of its store.
-
-        Returns:
-            The embeddings, `(n, width)`, and ESFNet's weights, `(n, fields, chunks)`.
         """
         vocabulary = self.vocabulary_of(entity)
         base = self._tables[vocabulary](tf.gather(self._row_index[entity], rows))
         chunks, mask = self.lookups[entity].lookup_rows(rows)
-        return base, self.extractors[entity].weigh(base[:, None], chunks, mask)
+        return self.extractors[entity].weigh(base[:, None], chunks, mask)
 
     def vocabulary_of(self, entity: str) -> str:
         """Returns the name of the vocabulary that holds the ids of entities with knowledge."""
