@@ -129,15 +129,16 @@ def test_memory_is_no_weight_and_no_part_of_checkpoints(model, tmp_path):
     assert not [name for name, _ in names if "historical" in name]
 
 
-def test_id_dropout_takes_a_share_of_the_known_entities_for_unknown(examples, batch):
-    """With knowledge worth nothing, a dropped item's prediction is that of an unknown item; others stay as they are."""
+@pytest.mark.parametrize("with_knowledge", [False, True])
+def test_id_dropout_takes_a_share_of_the_known_entities_for_unknown(examples, batch, with_knowledge):
+    """With knowledge worth nothing, or none, a dropped item's embedding is that of an unknown one; others stay."""
     from kser_tf.models.config import RankingModelConfig
     from kser_tf.models.ranking_model import RankingModel
 
     schema, store, _ = examples
     tf.keras.utils.set_random_seed(1)
     config = RankingModelConfig(embedding_width=4, hidden_units=(8,), id_dropout=0.5)
-    model = RankingModel(schema, config, {"item": store})
+    model = RankingModel(schema, config, {"item": store} if with_knowledge else {})
     model.make_weights()
     table = model.embedding._tables["item"].weights[0]
     table.assign(tf.random.normal(table.shape))
@@ -149,5 +150,5 @@ def test_id_dropout_takes_a_share_of_the_known_entities_for_unknown(examples, ba
     assert is_own.any()
     assert is_unknown.any()
     np.testing.assert_array_equal(trained, model.embedding(batch, training=True)["item"], err_msg="told by the batch")
-    without_row = batch["item/row"].numpy() < 0
-    assert is_own[without_row].all()
+    if with_knowledge:
+        assert is_own[batch["item/row"].numpy() < 0].all()

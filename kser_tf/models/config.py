@@ -13,8 +13,8 @@ class RankingModelConfig:
         backbone: Name of a module in `kser_tf.models.backbones`, or "package.module:Class".
         embedding_width: Width of every feature's embedding.
         embedding_l2: Weight of the L2 penalty on the embedding tables.
-        id_dropout: Share of the entities with knowledge that a training step takes for unknown, so that the extractor learns
-            to speak for cold ones. Used with knowledge only.
+        id_dropout: Share of the entities that a training step takes for unknown, so that the model learns what to say of cold
+            ones, and the extractor to speak for them.
         hidden_units: Widths of the deep part's layers.
         dropout: Dropout in the deep part.
         num_heads: Heads of the alignment attention.

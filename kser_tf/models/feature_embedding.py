@@ -46,9 +46,10 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         lookups: For each kind of entity with knowledge its `KnowledgeLookup`.
         extractors: For each kind of entity with knowledge its `KnowledgeExtractor`.
         regularizer: Of the embedding tables. Defaults to `None`.
-        id_dropout: float. The share of the entities with knowledge that a training step takes for unknown: their embedding is
-            that of an id that the vocabulary does not hold, beside their knowledge. The extractor so learns to speak for
-            items that have no embedding of their own yet (as DropoutNet does). Defaults to 0.
+        id_dropout: float. The share of the entities that a training step takes for unknown: their embedding is that of an id
+            that the vocabulary does not hold, which no training row shows otherwise. The model so learns what to say of new
+            entities, and the extractor to speak for them (as DropoutNet does). With a store, of the entities that it holds.
+            Defaults to 0.
 
     Call arguments:
         features: What `FeatureIndexer` returns. A categorical feature may have knowledge of its own beside it, under
@@ -235,6 +236,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         if vocabulary in self._baked.value:
             vectors = self._baked.value[vocabulary].gather(distinct, self.compute_dtype)
         elif entity is None:
+            if training and self.id_dropout and any(feature.entity for feature in sharing):
+                distinct = tf.where((distinct >= FIRST_INDEX) & self._drawn(distinct), UNKNOWN_INDEX, distinct)
             vectors = self._tables[vocabulary](distinct)
         elif training and entity in self._historical:
             # Candidates stand before the histories, so their distinct keys are the first ones.
@@ -281,9 +284,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         row = tf.where(has_row, keys, -tf.ones_like(keys))
         index = tf.where(has_row, tf.gather(row_index, tf.maximum(row, 0)), keys - store_rows)
         if training and self.id_dropout:
-            # Told by the batch, as the sample below, so that a run that is resumed draws the same.
-            draws = tf.random.stateless_uniform(tf.shape(keys), seed=tf.stack([tf.reduce_sum(keys), tf.size(keys)]))
-            index = tf.where(has_row & (draws < self.id_dropout), UNKNOWN_INDEX, index)
+            index = tf.where(has_row & self._drawn(keys), UNKNOWN_INDEX, index)
         base = self._tables[vocabulary](index)
         if candidates is None:
             return base + self._aligned(entity, base, row, training=training)
@@ -304,6 +305,11 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             remembered, sampled[:, None], _scaled_gradient(aligned[candidates:], self._one_of)
         )
         return base + tf.concat([aligned[:candidates], in_histories], 0)
+
+    def _drawn(self, keys: Any) -> Any:
+        """Which keys are taken for unknown: told by the batch, so that a run that is resumed draws the same."""
+        draws = tf.random.stateless_uniform(tf.shape(keys), seed=tf.stack([tf.reduce_sum(keys), tf.size(keys)]))
+        return draws < self.id_dropout
 
     def _sample_offset(self, keys: Any) -> Any:
         """Where the sample of the histories begins: told by the batch, so that a run that is resumed draws the same."""
