@@ -31,7 +31,9 @@ _SEQUENTIAL = "_sequential_before_attach"
 _NAMED = 3  # as many layers are named in a message
 
 
-def attach_into(model: Any, into: Mapping[str, Any], *, mode: str = RESIDUAL, **extractor: Any) -> Any:
+def attach_into(
+    model: Any, into: Mapping[str, Any], *, mode: str = RESIDUAL, id_dropout: float = 0.0, **extractor: Any
+) -> Any:
     """Does `kser_tf.attach(model, into=...)`."""
     if mode not in MODES:
         raise AttachError(f"`mode` must be one of {', '.join(MODES)}. Received: mode={mode!r}")
@@ -60,12 +62,13 @@ def attach_into(model: Any, into: Mapping[str, Any], *, mode: str = RESIDUAL, **
         _require_unbuilt_behind(model, [place.layer for place, _ in places.values()])
     with _scope(model):
         hooks = [
-            Hook(place, _made(place, attachment, mode, extractor), attachment=attachment)
+            Hook(place, _made(place, attachment, mode, id_dropout, extractor), attachment=attachment)
             for place, attachment in places.values()
         ]
     holder = _holder(model) if hooks else model
     for hook, place, attachment in connecting:
         _require_shape(hook.knowledge, place, attachment)
+        _require_unknown(place, hook.knowledge.id_dropout)
     for hook, place, attachment in connecting:
         hook.knowledge.connect(attachment.store, index_ids=place.index_ids)
         hook.place, hook.attachment = place, attachment
@@ -134,17 +137,30 @@ def _checked(into: Mapping[str, Any]) -> dict[str, Attachment]:
     return attachments
 
 
-def _made(place: Place, attachment: Attachment, mode: str, options: Mapping[str, Any]) -> KnowledgeEmbedding:
+def _made(
+    place: Place, attachment: Attachment, mode: str, id_dropout: float, options: Mapping[str, Any]
+) -> KnowledgeEmbedding:
+    _require_unknown(place, id_dropout)
     table = next((x for x in [place.layer, *layer_paths(place.layer).values()] if is_embedding(x)), place.layer)
     knowledge = KnowledgeEmbedding(
         mode=mode,
         extractor={**options, **(attachment.extractor or {})},
+        id_dropout=id_dropout,
         dtype=table.dtype_policy,
         name=f"{name_of(place.path)}_knowledge",
     )
     knowledge.connect(attachment.store, index_ids=place.index_ids)
     with_weights(knowledge, place.width).extractor.adapt(attachment.store)
     return knowledge
+
+
+def _require_unknown(place: Place, id_dropout: float) -> None:
+    if id_dropout and place.unknown is None:
+        raise AttachError(
+            f"id_dropout={id_dropout}: it cannot be told what {place.path!r} is called with for an entity that it does not "
+            f"know ({place.ids}). Say it: into={{{place.path!r}: kser_tf.Attachment(store, unknown=<that id or index>)}}; or "
+            "leave `id_dropout` out."
+        )
 
 
 def _require_shape(knowledge: KnowledgeEmbedding, place: Place, attachment: Attachment) -> None:
