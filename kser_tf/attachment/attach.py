@@ -71,6 +71,8 @@ def attach(
         raise AttachError(
             f"`id_dropout` is for `into`: at the output there is no embedding. Received: id_dropout={id_dropout}"
         )
+    if mode != RESIDUAL and into is None:
+        raise AttachError(f"`mode` is for `into`: at the output a correction is added. Received: mode={mode!r}")
     require_one_keras(model)
     if into is not None:
         model = attach_into(model, into, mode=mode, id_dropout=id_dropout, **options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +26,7 @@ from kser_tf.attachment.report import AttachedPlace
 from kser_tf.errors import AttachError
 from kser_tf.keras_version import keras_2_is_active
 from kser_tf.layer_paths import find_layer, is_embedding, layer_paths
+from kser_tf.layers import KnowledgeExtractor
 from kser_tf.layers.knowledge_embedding import APPEND, MODES, RESIDUAL, KnowledgeEmbedding
 
 # Where an attached functional model has the Sequential that it was made from.
@@ -38,6 +41,8 @@ def attach_into(
     if mode not in MODES:
         raise AttachError(f"`mode` must be one of {', '.join(MODES)}. Received: mode={mode!r}")
     attachments = _checked(into)
+    for attachment in attachments.values():
+        _require_options({**extractor, **(attachment.extractor or {})})
     require_one_keras(model)
     before = {id(hook.place.layer): hook for hook in hooks_of(model).values()}
     places: dict[int, tuple[Place, Attachment]] = {}
@@ -68,6 +73,7 @@ def attach_into(
     holder = _holder(model) if hooks else model
     for hook, place, attachment in connecting:
         _require_shape(hook.knowledge, place, attachment)
+        _require_same_options(hook, id_dropout, {**extractor, **(attachment.extractor or {})})
         _require_unknown(place, hook.knowledge.id_dropout)
     for hook, place, attachment in connecting:
         hook.knowledge.connect(attachment.store, index_ids=place.index_ids)
@@ -152,6 +158,32 @@ def _made(
     knowledge.connect(attachment.store, index_ids=place.index_ids)
     with_weights(knowledge, place.width).extractor.adapt(attachment.store)
     return knowledge
+
+
+def _require_options(options: Mapping[str, Any]) -> None:
+    known = list(inspect.signature(KnowledgeExtractor).parameters)
+    known.remove("kwargs")
+    if unknown := [name for name in options if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        raise AttachError(
+            f"{unknown[0]!r} is no option of what is attached to an embedding. {f'Near it: {near[0]!r}. ' if near else ''}"
+            f"There are: mode, id_dropout, verbose, and those of the extractor: {', '.join(known)}."
+        )
+
+
+def _require_same_options(hook: Hook, id_dropout: float, options: Mapping[str, Any]) -> None:
+    """An extractor that is there stays as it is: what is asked for must not be another one."""
+    there = {**hook.knowledge.extractor.get_config(), "id_dropout": hook.knowledge.id_dropout}
+    asked: dict[str, Any] = {"id_dropout": id_dropout} if id_dropout else {}
+    if options:
+        config = KnowledgeExtractor(**options).get_config()
+        asked |= {name: config[name] for name in options}
+    if other := [name for name, value in asked.items() if value != there[name]]:
+        changes = ", ".join(f"{name}={there[name]!r}, not {asked[name]!r}" for name in other)
+        raise AttachError(
+            f"{hook.place.path!r} has an extractor already, with {changes}: it takes a new store, not other options. Leave "
+            "them out, or begin anew: call kser_tf.detach(model) before."
+        )
 
 
 def _require_unknown(place: Place, id_dropout: float) -> None:
