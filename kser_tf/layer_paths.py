@@ -73,6 +73,12 @@ def find_layer(model: Any, path: str) -> Any:
     near += [last[name] for name in difflib.get_close_matches(path.rpartition(".")[2], last, _NEAR_MISSES)]
     embeddings = [known for known, layer in paths.items() if is_embedding(layer)]
     message = f"{type(model).__name__} has no layer {path!r}."
+    if is_stack(model) and path in _input_names(model):
+        message = (
+            f"{path!r} is an input of {model.name}, not an embedding layer. Name the embedding that it goes to; or correct the "
+            f"logit by it: kser_tf.attach(model, at_output={{{path!r}: store}})."
+        )
+        near = []
     if near:
         message += f" Near it: {_quoted(dict.fromkeys(near))}."
     if embeddings:
@@ -80,6 +86,10 @@ def find_layer(model: Any, path: str) -> Any:
     elif not near:
         message += f" Its layers: {_quoted(paths) or 'none, or none that Keras tracks'}."
     raise LayerPathError(message)
+
+
+def _input_names(model: Any) -> list[str]:
+    return [str(tensor._keras_history[0].name) for tensor in tf.nest.flatten(model.inputs or [])]
 
 
 def is_embedding(layer: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from kser_tf.layer_paths import find_layer, is_embedding, is_stack, layer_paths
-from kser_tf.layers import AlignmentAttention, ESFNet, KnowledgeExtractor, OutputCorrection
+from kser_tf.layers import AlignmentAttention, ESFNet, KnowledgeEmbedding, KnowledgeExtractor, OutputCorrection
 
 EXTRACTOR, EMBEDDING, OUTPUT, CORE = PARTS = ("extractor", "embedding", "output", "core")
 _EXTRACTOR_LAYERS = (OutputCorrection, KnowledgeExtractor, ESFNet, AlignmentAttention)
@@ -71,6 +71,9 @@ def model_parts(
             "with kser_tf.attach."
         )
     taken = {id(inner) for layer in extractor.values() for inner in with_layers_below(layer)}
+    # What holds an extractor for an embedding is called an embedding too, and is none of the backbone.
+    around = [layer for layer in paths.values() if isinstance(layer, KnowledgeEmbedding)]
+    taken |= {id(inner) for layer in around for inner in with_layers_below(layer)}
     backbone = {path: layer for path, layer in paths.items() if id(layer) not in taken}
     found = {
         EMBEDDING: _embedding_layers(model, backbone, embedding, EMBEDDING in required),

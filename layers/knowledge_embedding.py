@@ -35,10 +35,15 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         mode: `"residual"` or `"append"`. Defaults to `"residual"`.
         shape: `(fields, chunks, width)` of the knowledge. Taken from the store; given where a layer is made without one.
         extractor: dict. Arguments of the `KnowledgeExtractor`. Defaults to its defaults.
+        id_dropout: float. For which share of the entities with knowledge, drawn anew for each batch, training goes on with
+            the embedding of an unknown id, `unknown`. An entity that training never saw has that embedding, and without
+            this the extractor never meets it. Defaults to 0.
 
     Call arguments:
         embedded: `(..., width_r)`, floating point, or ragged. The embeddings.
         ids: `(...)`, integers or strings as the store's, or ragged alike. Whose embeddings they are.
+        unknown: `(width_r,)`. The embedding that the recommender has of an unknown id; for `id_dropout`.
+        training: bool. Whether `id_dropout` draws.
 
     Returns:
         `(..., width_r)`, or with `mode="append"` `(..., 2 * width_r)`; ragged where `embedded` is. A Keras mask of
@@ -46,7 +51,7 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
 
     Raises:
         ValueError: An argument is out of its range, `embedded` has not one dimension more than `ids`, the ids are of
-            another type than the store's, or there is no store.
+            another type than the store's, there is no store, or no `unknown` in training with `id_dropout`.
 
     Example:
 
@@ -61,12 +66,16 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         *,
         shape: tuple[int, int, int] | None = None,
         extractor: dict[str, Any] | None = None,
+        id_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if mode not in MODES:
             raise ValueError(f"`mode` must be one of {', '.join(MODES)}. Received: mode={mode!r}")
+        if not 0 <= id_dropout < 1:
+            raise ValueError(f"`id_dropout` is a share, at least 0 and below 1. Received: id_dropout={id_dropout!r}")
         self.mode = mode
+        self.id_dropout = float(id_dropout)
         self.supports_masking = True
         self.lookup = KnowledgeLookup(shape=shape, dtype=self.dtype_policy, name="lookup")
         self.extractor = KnowledgeExtractor(dtype=self.dtype_policy, name="extractor", **(extractor or {}))
@@ -117,11 +126,12 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         finally:
             self._only_shapes = False
 
-    def call(self, embedded: Any, ids: Any) -> Any:
+    def call(self, embedded: Any, ids: Any, unknown: Any = None, training: bool | None = None) -> Any:
         if isinstance(embedded, tf.RaggedTensor):
             if not isinstance(ids, tf.RaggedTensor):
                 raise ValueError(f"{self.name}: the embeddings are ragged, the ids are not: {type(ids).__name__}.")
-            return embedded.with_flat_values(self.call(embedded.flat_values, ids.flat_values))
+            flat = self.call(embedded.flat_values, ids.flat_values, unknown, training)
+            return embedded.with_flat_values(flat)
         ids = ids if isinstance(ids, tf.RaggedTensor | tf.SparseTensor) else tf.convert_to_tensor(ids)
         if ids.shape.rank is None or ids.shape.rank + 1 != embedded.shape.rank:
             raise ValueError(
@@ -129,6 +139,8 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
                 f"Received: embeddings of shape {embedded.shape} for ids of shape {ids.shape}. Where the embeddings of "
                 "several ids are pooled, the knowledge goes to the embedding before the pooling."
             )
+        if training and self.id_dropout and self.is_connected:
+            embedded = self._some_as_unknown(embedded, ids, unknown)
         aligned = self._aligned_in_place(embedded, ids)
         return embedded + aligned if self.mode == RESIDUAL else tf.concat([embedded, aligned], -1)
 
@@ -155,6 +167,22 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         rows = tf.gather(self._rows_of_indices, tf.where(known, ids, tf.zeros_like(ids)))
         return tf.where(known, rows, tf.fill(tf.shape(rows), UNKNOWN_ROW))
 
+    def _some_as_unknown(self, embedded: Any, ids: Any, unknown: Any) -> Any:
+        """Puts the embedding of an unknown id in place of a share of the entities' own, at all places of an entity."""
+        if unknown is None:
+            raise ValueError(
+                f"{self.name} has id_dropout={self.id_dropout}, and was not given the embedding of an unknown id. Hand it in: "
+                "knowledge(embedded, ids, unknown=...)."
+            )
+        rows = self.rows(tf.reshape(ids, [-1]))
+        # XLA has no `unique`; it aligns an id wherever it stands, so there each place may draw by itself.
+        drawn, places = (rows, tf.range(tf.size(rows))) if _xla_compiles_this() else tf.unique(rows)
+        # Told by the batch, so that a run that is resumed draws the same.
+        draws = tf.random.stateless_uniform(tf.shape(drawn), seed=tf.stack([tf.reduce_sum(rows), tf.size(rows)]))
+        as_unknown = tf.gather((drawn != UNKNOWN_ROW) & (draws < self.id_dropout), places)
+        unknown = tf.cast(tf.reshape(unknown, [self._width]), embedded.dtype)
+        return tf.where(tf.reshape(as_unknown, tf.shape(ids))[..., None], unknown, embedded)
+
     def _aligned_in_place(self, embedded: Any, ids: Any) -> Any:
         """Aligns each distinct id once, and puts the results where the ids stand."""
         if self._only_shapes and not self.is_connected:
@@ -170,11 +198,11 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
             aligned = tf.gather(self.aligned(tf.gather(flat_embedded, first), distinct), places)
         return tf.cast(tf.reshape(aligned, tf.shape(embedded)), embedded.dtype)
 
-    def compute_output_shape(self, embedded_shape: Any, ids_shape: Any = None) -> Any:
+    def compute_output_shape(self, embedded_shape: Any, *other_shapes: Any, **kwargs: Any) -> Any:
         *places, width = tuple(embedded_shape)
         return (*places, width if self.mode == RESIDUAL else 2 * width)
 
-    def compute_output_spec(self, embedded: Any, ids: Any) -> Any:
+    def compute_output_spec(self, embedded: Any, *others: Any, **kwargs: Any) -> Any:
         return tf.keras.KerasTensor(self.compute_output_shape(embedded.shape), dtype=self.compute_dtype)
 
     def get_build_config(self) -> dict[str, Any]:
@@ -190,7 +218,7 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         extractor = self.extractor.get_config()
         for own in config:  # name, dtype, whether trained: those of this layer
             extractor.pop(own, None)
-        config.update(mode=self.mode, shape=shape, extractor=extractor)
+        config.update(mode=self.mode, shape=shape, extractor=extractor, id_dropout=self.id_dropout)
         return config
 
 

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 import kser_tf
-from kser_tf.layers import KnowledgeExtractor
+from kser_tf.layers import KnowledgeEmbedding, KnowledgeExtractor
+from kser_tf.model_parts import model_parts
 
 
 class Model(tf.keras.Model):
@@ -120,3 +121,32 @@ def test_wrong_multipliers(model, multipliers, message):
 def test_legacy_optimizers_are_refused(model):
     with pytest.raises(ValueError, match="has no learning rate for each weight"):
         kser_tf.learning_rates(object(), model, extractor=2.0)
+
+
+class Attached(tf.keras.Model):
+    def __init__(self, store):
+        super().__init__()
+        self.table = tf.keras.layers.Embedding(5, 4)
+        self.knowledge = KnowledgeEmbedding(store, extractor={"num_heads": 1, "output_initializer": "glorot_uniform"})
+        self.core = tf.keras.layers.Dense(3, activation="relu")
+        self.output_layer = tf.keras.layers.Dense(1)
+
+    @property
+    def extractor(self):
+        return self.knowledge.extractor
+
+    def call(self, inputs):
+        return self.output_layer(self.core(self.knowledge(self.table(inputs["id"]), inputs["id"])))
+
+
+def test_what_holds_an_extractor_for_an_embedding_is_none_of_the_backbones_embeddings(data, tmp_path):
+    chunks = np.random.default_rng(1).normal(size=(5, 1, 2, 4)).astype("float32")
+    store = kser_tf.KnowledgeStore.write(
+        tmp_path / "store", np.arange(5), chunks, np.ones((5, 1, 2), bool), fields=["text"], encoder="none"
+    )
+    model = Attached(store)
+    model(data[0])
+    assert list(model_parts(model).embedding) == ["table"]
+    optimizer = kser_tf.learning_rates(tf.keras.optimizers.SGD(0.01), model, extractor=5.0, embedding=0.5, core=0.0)
+    expected = {"extractor": 0.05, "table": 0.005, "core": 0.0, "output_layer": 0.01}
+    assert steps_of(model, data, optimizer) == pytest.approx(expected, rel=1e-3, abs=1e-7)

@@ -98,6 +98,12 @@ def attach_at_output(
         raise AttachError(
             f"`at_output` must name features and their stores, {{'movie_id': store}}. Received: {stores!r}"
         )
+    for feature, store in stores.items():
+        if not hasattr(store, "vectors") or not hasattr(store, "lookup"):
+            raise AttachError(
+                f"at_output[{feature!r}] must be a kser_tf.KnowledgeStore. Received: {type(store).__name__}. (Open a path with "
+                "kser_tf.KnowledgeStore.open.)"
+            )
     features = {_entity(feature): feature for feature in stores}
     _require_inputs(model, [*stores, *context])
     plan = CorrectionPlan(

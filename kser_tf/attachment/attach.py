@@ -17,6 +17,7 @@ def attach(
     into: Mapping[str, Any] | None = None,
     at_output: Mapping[str, Any] | None = None,
     mode: str = RESIDUAL,
+    id_dropout: float = 0.0,
     verbose: bool = True,
     **options: Any,
 ) -> Any:
@@ -42,6 +43,9 @@ def attach(
         at_output: For each name of an id feature its store. Defaults to none.
         mode: `"residual"` (the width stays), or `"append"` (embedding and knowledge side by side), for models that are yet
             to be built and trained. Defaults to `"residual"`.
+        id_dropout: float. With `into`: for which share of the entities `fit` goes on with the embedding that the layer has
+            of an unknown id, so that the extractor learns what to do for entities that training never saw. For them it may
+            be what knowledge helps at all. Only within `fit`, or `train_step`. Defaults to 0.
         verbose: bool. Whether what was found and done is printed. Defaults to `True`.
         **options: Arguments of the `kser_tf.layers.KnowledgeExtractor`, such as `num_heads`, `units`, `gate`.
 
@@ -63,9 +67,15 @@ def attach(
         raise AttachError(
             "say where: into={<path of an embedding layer>: store}, or at_output={<name of an id feature>: store}."
         )
+    if id_dropout and into is None:
+        raise AttachError(
+            f"`id_dropout` is for `into`: at the output there is no embedding. Received: id_dropout={id_dropout}"
+        )
+    if mode != RESIDUAL and into is None:
+        raise AttachError(f"`mode` is for `into`: at the output a correction is added. Received: mode={mode!r}")
     require_one_keras(model)
     if into is not None:
-        model = attach_into(model, into, mode=mode, **options)
+        model = attach_into(model, into, mode=mode, id_dropout=id_dropout, **options)
     if at_output is not None:
         from kser_tf.attachment.at_output import attach_at_output
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from kser_tf.layers.knowledge_embedding import APPEND, KnowledgeEmbedding
 
 # Where an attached model has its extractors.
 ATTRIBUTE = "attached_knowledge"
+
+# Whether this thread is in the training step of an attached model.
+_running = threading.local()
 
 
 @dataclass
@@ -57,6 +61,15 @@ class AttachedModel:
     The model itself stays the same object, of a class between it and its own class; its layers stay what and where they
     are. `detach` gives it its class back.
     """
+
+    def train_step(self, *args: Any, **kwargs: Any) -> Any:
+        # Most TFRS models call themselves without `training` in `compute_loss`, so that nothing below is told.
+        before = getattr(_running, "train_step", False)
+        _running.train_step = True
+        try:
+            return super().train_step(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            _running.train_step = before
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
@@ -163,12 +176,20 @@ def _replacements(hook: Hook) -> dict[str, Callable[..., Any]]:
     def call_with_knowledge(*args: Any, **kwargs: Any) -> Any:
         hook.calls += 1
         ids = args[0] if args else kwargs[first_argument]
-        return knowledge(call(*args, **kwargs), ids)
+        if knowledge.id_dropout and getattr(_running, "train_step", False):
+            return knowledge(call(*args, **kwargs), ids, unknown=call(_alike(ids, hook.place.unknown)), training=True)
+        return knowledge(call(*args, **kwargs), ids, training=False)
 
     replacements: dict[str, Callable[..., Any]] = {"call": call_with_knowledge}
     if knowledge.mode == APPEND:
         replacements |= _wider(layer, knowledge)
     return replacements
+
+
+def _alike(ids: Any, unknown: Any) -> Any:
+    """One id, of the dtype and rank of others."""
+    rank = 1 if isinstance(ids, tf.RaggedTensor) else ids.shape.rank
+    return tf.fill([1] * rank, tf.constant(unknown, ids.dtype))
 
 
 def _wider(layer: Any, knowledge: KnowledgeEmbedding) -> dict[str, Callable[..., Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +26,7 @@ from kser_tf.attachment.report import AttachedPlace
 from kser_tf.errors import AttachError
 from kser_tf.keras_version import keras_2_is_active
 from kser_tf.layer_paths import find_layer, is_embedding, layer_paths
+from kser_tf.layers import KnowledgeExtractor
 from kser_tf.layers.knowledge_embedding import APPEND, MODES, RESIDUAL, KnowledgeEmbedding
 
 # Where an attached functional model has the Sequential that it was made from.
@@ -31,11 +34,15 @@ _SEQUENTIAL = "_sequential_before_attach"
 _NAMED = 3  # as many layers are named in a message
 
 
-def attach_into(model: Any, into: Mapping[str, Any], *, mode: str = RESIDUAL, **extractor: Any) -> Any:
+def attach_into(
+    model: Any, into: Mapping[str, Any], *, mode: str = RESIDUAL, id_dropout: float = 0.0, **extractor: Any
+) -> Any:
     """Does `kser_tf.attach(model, into=...)`."""
     if mode not in MODES:
         raise AttachError(f"`mode` must be one of {', '.join(MODES)}. Received: mode={mode!r}")
     attachments = _checked(into)
+    for attachment in attachments.values():
+        _require_options({**extractor, **(attachment.extractor or {})})
     require_one_keras(model)
     before = {id(hook.place.layer): hook for hook in hooks_of(model).values()}
     places: dict[int, tuple[Place, Attachment]] = {}
@@ -60,12 +67,14 @@ def attach_into(model: Any, into: Mapping[str, Any], *, mode: str = RESIDUAL, **
         _require_unbuilt_behind(model, [place.layer for place, _ in places.values()])
     with _scope(model):
         hooks = [
-            Hook(place, _made(place, attachment, mode, extractor), attachment=attachment)
+            Hook(place, _made(place, attachment, mode, id_dropout, extractor), attachment=attachment)
             for place, attachment in places.values()
         ]
     holder = _holder(model) if hooks else model
     for hook, place, attachment in connecting:
         _require_shape(hook.knowledge, place, attachment)
+        _require_same_options(hook, id_dropout, {**extractor, **(attachment.extractor or {})})
+        _require_unknown(place, hook.knowledge.id_dropout)
     for hook, place, attachment in connecting:
         hook.knowledge.connect(attachment.store, index_ids=place.index_ids)
         hook.place, hook.attachment = place, attachment
@@ -134,17 +143,56 @@ def _checked(into: Mapping[str, Any]) -> dict[str, Attachment]:
     return attachments
 
 
-def _made(place: Place, attachment: Attachment, mode: str, options: Mapping[str, Any]) -> KnowledgeEmbedding:
+def _made(
+    place: Place, attachment: Attachment, mode: str, id_dropout: float, options: Mapping[str, Any]
+) -> KnowledgeEmbedding:
+    _require_unknown(place, id_dropout)
     table = next((x for x in [place.layer, *layer_paths(place.layer).values()] if is_embedding(x)), place.layer)
     knowledge = KnowledgeEmbedding(
         mode=mode,
         extractor={**options, **(attachment.extractor or {})},
+        id_dropout=id_dropout,
         dtype=table.dtype_policy,
         name=f"{name_of(place.path)}_knowledge",
     )
     knowledge.connect(attachment.store, index_ids=place.index_ids)
     with_weights(knowledge, place.width).extractor.adapt(attachment.store)
     return knowledge
+
+
+def _require_options(options: Mapping[str, Any]) -> None:
+    known = list(inspect.signature(KnowledgeExtractor).parameters)
+    known.remove("kwargs")
+    if unknown := [name for name in options if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        raise AttachError(
+            f"{unknown[0]!r} is no option of what is attached to an embedding. {f'Near it: {near[0]!r}. ' if near else ''}"
+            f"There are: mode, id_dropout, verbose, and those of the extractor: {', '.join(known)}."
+        )
+
+
+def _require_same_options(hook: Hook, id_dropout: float, options: Mapping[str, Any]) -> None:
+    """An extractor that is there stays as it is: what is asked for must not be another one."""
+    there = {**hook.knowledge.extractor.get_config(), "id_dropout": hook.knowledge.id_dropout}
+    asked: dict[str, Any] = {"id_dropout": id_dropout} if id_dropout else {}
+    if options:
+        config = KnowledgeExtractor(**options).get_config()
+        asked |= {name: config[name] for name in options}
+    if other := [name for name, value in asked.items() if value != there[name]]:
+        changes = ", ".join(f"{name}={there[name]!r}, not {asked[name]!r}" for name in other)
+        raise AttachError(
+            f"{hook.place.path!r} has an extractor already, with {changes}: it takes a new store, not other options. Leave "
+            "them out, or begin anew: call kser_tf.detach(model) before."
+        )
+
+
+def _require_unknown(place: Place, id_dropout: float) -> None:
+    if id_dropout and place.unknown is None:
+        raise AttachError(
+            f"id_dropout={id_dropout}: it cannot be told what {place.path!r} is called with for an entity that it does not "
+            f"know ({place.ids}). Say it: into={{{place.path!r}: kser_tf.Attachment(store, unknown=<that id or index>)}}; or "
+            "leave `id_dropout` out."
+        )
 
 
 def _require_shape(knowledge: KnowledgeEmbedding, place: Place, attachment: Attachment) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,14 @@ class Attachment:
             stands for no id, as those of unknown ids do). Where the indices are the store's integer ids themselves:
             `range(n)`. Defaults to finding it out.
         extractor: dict. Arguments of this `kser_tf.layers.KnowledgeExtractor`, beside those of all. Defaults to none.
+        unknown: For `id_dropout`: what the layer is called with for an entity that it does not know, an id or an index.
+            Defaults to finding it out, which needs a look-up layer with a place for unknown ids.
     """
 
     store: KnowledgeStore
     vocabulary: Any = None
     extractor: Mapping[str, Any] | None = None
+    unknown: Any = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Place:
         ids: str. What it is called with, in words.
         index_ids: The id of each index, where it is called with indices; `None` where it is called with ids.
         vocabulary: The ids that it has vectors for, as far as that is known.
+        unknown: What it is called with for an entity that it does not know; `None` if that is not known.
     """
 
     path: str
@@ -57,6 +62,7 @@ class Place:
     ids: str
     index_ids: Any = None
     vocabulary: Any = None
+    unknown: Any = None
 
 
 def find_place(model: Any, path: str, attachment: Attachment) -> Place:
@@ -74,7 +80,7 @@ def find_place(model: Any, path: str, attachment: Attachment) -> Place:
     else:
         _refuse_vocabulary(path, attachment)
         place = Place(path, layer, _probed_width(path, layer, attachment.store.id_dtype), "as it is called")
-    return place
+    return place if attachment.unknown is None else replace(place, unknown=attachment.unknown)
 
 
 def _bare_embedding(model: Any, path: str, layer: Any, attachment: Attachment) -> Place:
@@ -103,7 +109,10 @@ def _bare_embedding(model: Any, path: str, layer: Any, attachment: Attachment) -
         vocabulary = range(layer.input_dim)
     index_ids, ids = _index_ids(path, layer, vocabulary, store)
     known = [value for value in index_ids if value is not None] if index_ids.dtype == object else index_ids
-    return Place(path, layer, int(layer.output_dim), ids, index_ids=index_ids, vocabulary=known)
+    unknown = _unknown_id(vocabulary)
+    if unknown is not None:  # the layer is called with the index
+        unknown = int(vocabulary(tf.constant([unknown]))[0])
+    return Place(path, layer, int(layer.output_dim), ids, index_ids=index_ids, vocabulary=known, unknown=unknown)
 
 
 def _called_with_several(layer: Any) -> bool:
@@ -129,12 +138,23 @@ def _stack(model: Any, path: str, stack: Any, attachment: Attachment) -> Place:
         _check_id_dtype(path, f"a {type(first).__name__}", wanted, store)
         plain = first.get_vocabulary(include_special_tokens=False)
         width = _width_of(path, stack, inner, tables, store)
-        return Place(path, stack, width, f"{wanted} ids, {first.name!r}", vocabulary=plain)
+        ids = f"{wanted} ids, {first.name!r}"
+        return Place(path, stack, width, ids, vocabulary=plain, unknown=_unknown_id(first))
     if isinstance(first, tf.keras.layers.Embedding) and isinstance(stack, tf.keras.Sequential):
         whole = _bare_embedding(model, path, first, attachment)
-        return Place(path, stack, whole.width, whole.ids, whole.index_ids, whole.vocabulary)
+        return replace(whole, layer=stack)
     width = _width_of(path, stack, inner, tables, store)
     return Place(path, stack, width, f"ids, {first.name!r} ({type(first).__name__})")
+
+
+def _unknown_id(lookup: Any) -> Any:
+    """An id that a look-up layer does not know, if it has a place for those."""
+    if not isinstance(lookup, _VOCABULARY_LAYERS) or not lookup.num_oov_indices:
+        return None
+    known = set(lookup.get_vocabulary())
+    is_string = isinstance(lookup, tf.keras.layers.StringLookup)
+    candidates = (f"[UNKNOWN {i}]" if is_string else i for i in itertools.count(1))
+    return next(candidate for candidate in candidates if candidate not in known)
 
 
 def _width_of(path: str, stack: Any, inner: Sequence[Any], tables: Sequence[int], store: KnowledgeStore) -> int:

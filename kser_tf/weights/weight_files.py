@@ -155,6 +155,8 @@ def _extracted(path: Path, folder: str) -> Path:
 
 @contextlib.contextmanager
 def _h5(path: Path, shown: Path) -> Iterator[WeightFile]:
+    if not path.is_file():
+        raise DataError(f"{shown} is not there.")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
