@@ -98,7 +98,7 @@ class _PerWeight:
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        super(_PerWeight, type(self)).learning_rate.fset(self, value)  # type: ignore[attr-defined]
+        super(_PerWeight, type(self)).learning_rate.fset(self, value)  # type: ignore[misc]
 
 
 class _Hidden:

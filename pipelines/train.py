@@ -147,7 +147,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
             model.keep_historical_embeddings(config.one_of_history)
         report = _apply_strategy(model, config)
         optimizer = tf.keras.optimizers.Adam(config.learning_rate)
-        model.compile(learning_rates(optimizer, model, **config.rates) if config.rates else optimizer)
+        if config.rates:
+            rates: dict[str, Any] = {**config.rates}
+            optimizer = learning_rates(optimizer, model, **rates)
+        model.compile(optimizer)
         save_model(output, model, references)
 
         curve = _curve(output)
