@@ -148,7 +148,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         report = _apply_strategy(model, config)
         optimizer = tf.keras.optimizers.Adam(config.learning_rate)
         if config.rates:
-            rates: dict[str, Any] = {**config.rates}
+            rates: dict[str, Any] = {str(part): rate for part, rate in config.rates.items()}
             optimizer = learning_rates(optimizer, model, **rates)
         model.compile(optimizer)
         save_model(output, model, references)
