@@ -22,6 +22,7 @@ _LAZY = {
     "attach": "kser_tf.attachment.attach",
     "attachments": "kser_tf.attachment.attach",
     "check": "kser_tf.serving.check",
+    "connect": "kser_tf.attachment.attach",
     "detach": "kser_tf.attachment.attach",
     "export": "kser_tf.serving.export",
     "extractor_only": "kser_tf.strategies",

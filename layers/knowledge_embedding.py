@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util  # TensorFlow tells nowhere else whether it compiles with XLA.
 
 from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
 from kser_tf.layers.knowledge_lookup import UNKNOWN_ROW, KnowledgeLookup
+from kser_tf.layers.statistics_at_hand import StatisticsAtHand, in_training_step
+from kser_tf.layers.untracked import Untracked
+from kser_tf.layers.xla import xla_compiles_this
 
 RESIDUAL, APPEND = "residual", "append"
 MODES = (RESIDUAL, APPEND)
@@ -68,11 +70,14 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
             raise ValueError(f"`mode` must be one of {', '.join(MODES)}. Received: mode={mode!r}")
         self.mode = mode
         self.supports_masking = True
-        self.lookup = KnowledgeLookup(shape=shape, dtype=self.dtype_policy, name="lookup")
+        self.lookup = KnowledgeLookup(shape=shape, dtype=self.dtype_policy, name=f"{self.name}_lookup")
         self.extractor = KnowledgeExtractor(dtype=self.dtype_policy, name="extractor", **(extractor or {}))
         self._width: int | None = None
         self._only_shapes = False
         self._rows_of_indices: Any = None
+        self._statistics: Any = Untracked()
+        # While a model is exported: the aligned vectors of all ids.
+        self._baked: Any = Untracked()
         if store is not None:
             self.connect(store)
 
@@ -89,6 +94,7 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
             ValueError: The store's fields, chunks or width are not those of the layer.
         """
         self.lookup.connect(store)
+        self._statistics.value = StatisticsAtHand(self.lookup, self.extractor.esf_net)
         self._rows_of_indices = None if index_ids is None else _rows_of_indices(store, index_ids)
         # XLA cannot look up ids, but it can count.
         self.lookup.supports_jit = self._rows_of_indices is not None
@@ -117,11 +123,11 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         finally:
             self._only_shapes = False
 
-    def call(self, embedded: Any, ids: Any) -> Any:
+    def call(self, embedded: Any, ids: Any, training: bool | None = None) -> Any:
         if isinstance(embedded, tf.RaggedTensor):
             if not isinstance(ids, tf.RaggedTensor):
                 raise ValueError(f"{self.name}: the embeddings are ragged, the ids are not: {type(ids).__name__}.")
-            return embedded.with_flat_values(self.call(embedded.flat_values, ids.flat_values))
+            return embedded.with_flat_values(self.call(embedded.flat_values, ids.flat_values, training=training))
         ids = ids if isinstance(ids, tf.RaggedTensor | tf.SparseTensor) else tf.convert_to_tensor(ids)
         if ids.shape.rank is None or ids.shape.rank + 1 != embedded.shape.rank:
             raise ValueError(
@@ -129,22 +135,39 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
                 f"Received: embeddings of shape {embedded.shape} for ids of shape {ids.shape}. Where the embeddings of "
                 "several ids are pooled, the knowledge goes to the embedding before the pooling."
             )
-        aligned = self._aligned_in_place(embedded, ids)
+        aligned = self._aligned_in_place(embedded, ids, bool(training) or in_training_step())
         return embedded + aligned if self.mode == RESIDUAL else tf.concat([embedded, aligned], -1)
 
-    def aligned(self, query: Any, ids: Any) -> Any:
+    def aligned(self, query: Any, ids: Any, *, training: bool = False) -> Any:
         """Returns what the layer adds to the embeddings of some ids: it depends on the id alone.
 
         Args:
             query: `(n, width_r)`, the embeddings that the recommender has of the ids.
             ids: `(n,)`.
+            training: bool. Whether ESFNet's statistics are kept from step to step, which makes training shorter: those of
+                all of the store are computed at the first one. Defaults to `False`.
 
         Returns:
             `(n, width_r)`; exactly 0 for ids without knowledge.
         """
-        chunks, mask = self.lookup.lookup_rows(self.rows(ids))
-        aligned, _ = self.extractor.extract_checked(query[:, None], chunks, mask)
+        if (table := self._baked.value) is not None:
+            key_dtype = tf.int64 if ids.dtype.is_integer else ids.dtype
+            return table.gather(table.rows(tf.cast(ids, key_dtype)), self.compute_dtype)
+        rows = self.rows(ids)
+        chunks, mask = self.lookup.lookup_rows(rows)
+        statistics = self._statistics.value(rows, chunks, mask) if training else None
+        aligned, _ = self.extractor.extract_checked(query[:, None], chunks, mask, statistics=statistics)
         return aligned[:, 0]
+
+    def use_baked(self, table: Any | None) -> None:
+        """Takes the aligned vectors of all ids from a `kser_tf.serving.baking.BakedTable`; `None`: computes them."""
+        self._baked.value = table
+
+    def known_ids(self) -> np.ndarray:
+        """Returns the ids (or indices) that the store holds, each once: int64 or an object array of `str`."""
+        if self._rows_of_indices is None:
+            return self.lookup.tables().ids
+        return np.flatnonzero(self._rows_of_indices.numpy() != UNKNOWN_ROW)
 
     def rows(self, ids: Any) -> Any:
         """Returns the int32 row of each id (or index, after `connect` with `index_ids`) in the store; -1 if it has none."""
@@ -155,26 +178,28 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         rows = tf.gather(self._rows_of_indices, tf.where(known, ids, tf.zeros_like(ids)))
         return tf.where(known, rows, tf.fill(tf.shape(rows), UNKNOWN_ROW))
 
-    def _aligned_in_place(self, embedded: Any, ids: Any) -> Any:
+    def _aligned_in_place(self, embedded: Any, ids: Any, training: bool) -> Any:
         """Aligns each distinct id once, and puts the results where the ids stand."""
         if self._only_shapes and not self.is_connected:
             return tf.zeros_like(embedded)
         flat_ids, flat_embedded = tf.reshape(ids, [-1]), tf.reshape(embedded, [-1, self._width])
-        if _xla_compiles_this():
-            # XLA fails at some sizes that are known only when it runs, as the number of distinct ids is.
-            aligned = self.aligned(flat_embedded, flat_ids)
+        if xla_compiles_this() or self._baked.value is not None:
+            # XLA fails at some sizes that are known only when it runs, as the number of distinct ids is; and to read a row
+            # of a baked table is less work than to find out which ids are distinct.
+            aligned = self.aligned(flat_embedded, flat_ids, training=training)
         else:
             distinct, places = tf.unique(flat_ids)
             # Any of its places will do for the embedding of an id; the first one is always the same.
             first = tf.math.unsorted_segment_min(tf.range(tf.size(flat_ids)), places, tf.size(distinct))
-            aligned = tf.gather(self.aligned(tf.gather(flat_embedded, first), distinct), places)
+            aligned = self.aligned(tf.gather(flat_embedded, first), distinct, training=training)
+            aligned = tf.gather(aligned, places)
         return tf.cast(tf.reshape(aligned, tf.shape(embedded)), embedded.dtype)
 
     def compute_output_shape(self, embedded_shape: Any, ids_shape: Any = None) -> Any:
         *places, width = tuple(embedded_shape)
         return (*places, width if self.mode == RESIDUAL else 2 * width)
 
-    def compute_output_spec(self, embedded: Any, ids: Any) -> Any:
+    def compute_output_spec(self, embedded: Any, ids: Any, training: bool | None = None) -> Any:
         return tf.keras.KerasTensor(self.compute_output_shape(embedded.shape), dtype=self.compute_dtype)
 
     def get_build_config(self) -> dict[str, Any]:
@@ -192,11 +217,6 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
             extractor.pop(own, None)
         config.update(mode=self.mode, shape=shape, extractor=extractor)
         return config
-
-
-def _xla_compiles_this() -> bool:
-    """Whether what is traced now is under `jit_compile=True`."""
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def _rows_of_indices(store: Any, index_ids: Any) -> Any:
