@@ -150,7 +150,8 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         Returns:
             `(n, width_r)`; exactly 0 for ids without knowledge.
         """
-        if (table := self._baked.value) is not None:
+        table = self._baked.value  # (autograph knows no walrus)
+        if table is not None:
             key_dtype = tf.int64 if ids.dtype.is_integer else ids.dtype
             return table.gather(table.rows(tf.cast(ids, key_dtype)), self.compute_dtype)
         rows = self.rows(ids)

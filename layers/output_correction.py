@@ -189,7 +189,8 @@ class OutputCorrection(tf.keras.layers.Layer):
         self.built = True
 
     def call(self, ids: Mapping[str, Any], context: Any = None, training: bool | None = None) -> Any:
-        if missing := [name for name in self.entities if name not in ids]:
+        missing = [name for name in self.entities if name not in ids]  # (autograph knows no walrus)
+        if missing:
             raise ValueError(f"{self.name} needs the ids of {', '.join(missing)}. Received those of: {', '.join(ids)}")
         there, vectors = {}, {}
         for i, name in enumerate(self.entities):
@@ -209,7 +210,8 @@ class OutputCorrection(tf.keras.layers.Layer):
 
     def _there_and_vector(self, i: int, name: str, ids: Any, training: bool) -> tuple[Any, Any]:
         """Whether there is knowledge of entity `i`, `(batch, 1)`, and the vector made of it, `(batch, width)`."""
-        if (table := self._baked.value.get(name)) is not None:
+        table = self._baked.value.get(name)
+        if table is not None:
             known = tf.int64 if ids.dtype.is_integer else ids.dtype
             return self._parts(table.gather(table.rows(tf.cast(ids, known)), self.compute_dtype))
         lookup = getattr(self, f"lookup_{i}")

@@ -43,6 +43,7 @@ def main(folder: Path, output: Path, distribution: str) -> None:
 def train(store: Any, strategy: str, scope: Any) -> dict[str, Any]:
     import kser_tf
 
+    tf.keras.backend.clear_session()  # so that names are counted from the start
     tf.keras.utils.set_random_seed(1)
     with contextlib.nullcontext() if scope is None else scope.scope():
         model = make_model()

@@ -91,9 +91,9 @@ def test_two_workers_train_as_one(local: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_checkpoints_and_replicas_hold_no_table(local: dict[str, Any]) -> None:
-    """With a store of 82 MB, two replicas take no more memory than one, and a checkpoint holds the weights alone."""
-    one, two = part(local, "one", "large"), part(local, "mirrored", "large")
+    """With a store of 82 MB, training takes no more memory than with a small one, and a checkpoint holds the weights alone."""
     assert local["table_bytes"] > 80e6
-    for trained in (one, two):
-        assert trained["checkpoint_bytes"] < 1e6
-        assert trained["grown_bytes"] < 0.5 * local["table_bytes"]
+    for scope in ("one", "mirrored"):
+        small, large = part(local, scope, "extractor_alone"), part(local, scope, "large")
+        assert large["checkpoint_bytes"] < 1e6
+        assert large["grown_bytes"] - small["grown_bytes"] < 0.5 * local["table_bytes"], scope
