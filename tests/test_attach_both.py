@@ -187,19 +187,35 @@ def state_values(model: Any) -> dict[str, np.ndarray]:
 
 LOAD_ELSEWHERE = """
 import sys
+import numpy as np
 import tensorflow as tf
 import kser_tf
 model = tf.keras.models.load_model(sys.argv[1])
-assert [place.mode for place in kser_tf.attachments(model).places] == ["residual", "at output"]
+table = kser_tf.attachments(model)
+assert [place.mode for place in table.places] == ["residual", "at output"]
+assert str(table).count("none: connect one") == 2
+store = kser_tf.KnowledgeStore.open(sys.argv[2])
+kser_tf.connect(model, {"movie": store, "movie_id": store})
+features = {name: tf.constant(values) for name, values in np.load(sys.argv[3]).items()}
+np.save(sys.argv[4], model(features))
 """
 
 
 def test_import_kser_tf_is_enough_to_load_a_keras_file(stores: zoo.Stores, tmp_path: Path) -> None:
     case = CASES["functional_numbers"]
-    attached(case, stores, case.built()).save(tmp_path / "model.keras")
-    command = [sys.executable, "-c", LOAD_ELSEWHERE, str(tmp_path / "model.keras")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    model = attached(case, stores, case.built())
+    kser_tf.extractor_only(model, also=())
+    case.compile(model, tf.keras.optimizers.Adam(0.01), run_eagerly=True)
+    case.fit(model)
+    model.save(tmp_path / "model.keras")
+    features = case.inputs(zoo.raw_features(20))
+    np.savez(tmp_path / "features.npz", **features)
+    paths = [tmp_path / "model.keras", stores.movie_numbers.path, tmp_path / "features.npz", tmp_path / "scores.npy"]
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_ELSEWHERE, *map(str, paths)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
+    np.testing.assert_allclose(np.load(paths[-1]), model(zoo.tensors(features)), atol=1e-6)
 
 
 def other_store(stores: zoo.Stores, path: Path) -> Any:

@@ -91,7 +91,7 @@ def attach_at_output(
     require_one_keras(model)
     if isinstance(model, OutputCorrected):
         raise AttachError(
-            f"the output of {model.name} is corrected already, from {_listed(plan_of(model).features.values())}. "
+            f"the output of the model is corrected already, from {_listed(plan_of(model).features.values())}. "
             "Give it another store with kser_tf.connect; or detach it, and name all features in one call."
         )
     if not isinstance(stores, Mapping) or not stores:

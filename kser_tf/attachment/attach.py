@@ -172,7 +172,7 @@ def detach(model: Any) -> Any:
         raise AttachError("nothing is attached to the model.")
     require_detachable(model)
     # What was attached last is the outermost of the classes around the model's own.
-    ways = {AttachedModel: take_away, OutputCorrected: take_off}
+    ways: dict[Any, Any] = {AttachedModel: take_away, OutputCorrected: take_off}
     while (take := ways.get(type(model).__mro__[1])) is not None:
         take(model)
     return give_back(model)
