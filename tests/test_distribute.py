@@ -35,7 +35,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def finished(process: subprocess.Popen[str], output: Path) -> dict[str, Any]:
-    _, log = process.communicate(timeout=240)
+    try:
+        _, log = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
     assert process.returncode == 0, log[-3000:]
     with np.load(output) as arrays:
         return dict(arrays)
