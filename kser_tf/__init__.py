@@ -7,6 +7,7 @@ verbs of the command `kser-tf`). Built from the published description of KSER.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 from kser_tf.version import __version__
@@ -22,6 +23,7 @@ _LAZY = {
     "attach": "kser_tf.attachment.attach",
     "attachments": "kser_tf.attachment.attach",
     "check": "kser_tf.serving.check",
+    "connect": "kser_tf.attachment.attach",
     "detach": "kser_tf.attachment.attach",
     "export": "kser_tf.serving.export",
     "extractor_only": "kser_tf.strategies",
@@ -47,3 +49,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return ["__version__", *sorted(_LAZY)]
+
+
+# `load_model` of Keras finds what is registered. A process that loads a model has TensorFlow; others are not made to wait
+# for it.
+if "tensorflow" in sys.modules:
+    importlib.import_module("kser_tf.attachment.attach")

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kser_tf.compiled import is_compiled, no_longer_compiled
 from kser_tf.model_parts import ModelParts, is_noise, model_parts, own_weights, with_layers_below
 
 # The parts of a backbone that extractor-only training may train beside the extractor.
 BACKBONE_PARTS = ("embedding", "output")
+# Marks a dropout that a strategy has changed.
+_HEEDS = "_kser_tf_heeds_trainable"
 
 
 @dataclass(frozen=True, repr=False)
@@ -151,11 +154,9 @@ def _trained_ids(model: Any) -> set[int]:
 
 
 def _changed(model: Any, before: set[int], parts: ModelParts | None = None) -> TrainableReport:
-    compiled = "_is_compiled" if hasattr(model, "_is_compiled") else "compiled"  # Keras 2, Keras 3
-    if not getattr(model, compiled, False) or _trained_ids(model) == before:
+    if not is_compiled(model) or _trained_ids(model) == before:
         return _report(model, parts)
-    setattr(model, compiled, False)
-    model.train_function = None
+    no_longer_compiled(model)
     warnings.warn(
         "the model was compiled before other weights were chosen to be trained: call `compile()` again, with a new optimizer. "
         "`fit` refuses to run before.",
@@ -170,11 +171,22 @@ def _train_everything(model: Any) -> None:
         layer.trainable = True
 
 
+def heeds_trainable(layer: Any) -> bool:
+    """Says whether a dropout lets everything through while its `trainable` is false. Keras' own does not look at it."""
+    return hasattr(layer, _HEEDS)
+
+
+def ignore_trainable(layer: Any) -> None:
+    """Has a dropout behave as Keras made it."""
+    if heeds_trainable(layer):
+        delattr(layer, _HEEDS)
+        del layer.call
+
+
 def _heed_trainable(layer: Any) -> None:
-    """Has a dropout let everything through while its `trainable` is false. Keras' own does not look at it."""
-    if hasattr(layer, "_kser_tf_heeds_trainable"):
+    if heeds_trainable(layer):
         return
-    layer._kser_tf_heeds_trainable = True
+    setattr(layer, _HEEDS, True)
     call = layer.call
 
     def heeding(inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:

@@ -159,6 +159,11 @@ class ESFNet(ShapedLayer):
             regularizer=self.kernel_regularizer,
         )
 
+    @property
+    def catalogue_mean(self) -> Any:
+        """The catalogue's average chunk, `(width,)`, which `adapt` sets. The layer must be built."""
+        return self._catalogue_mean
+
     def adapt(self, mean: Any, *, center: Any = None, scale: Any = None) -> None:
         """Sets what the gate knows of the catalogue as a whole: not trained, saved with the weights.
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util  # TensorFlow tells nowhere else whether it compiles with XLA.
 
 from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
 from kser_tf.layers.knowledge_lookup import UNKNOWN_ROW, KnowledgeLookup
+from kser_tf.layers.statistics_at_hand import StatisticsAtHand, in_training_step
+from kser_tf.layers.untracked import Untracked
+from kser_tf.layers.xla import xla_compiles_this
 
 RESIDUAL, APPEND = "residual", "append"
 MODES = (RESIDUAL, APPEND)
@@ -77,11 +79,14 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         self.mode = mode
         self.id_dropout = float(id_dropout)
         self.supports_masking = True
-        self.lookup = KnowledgeLookup(shape=shape, dtype=self.dtype_policy, name="lookup")
+        self.lookup = KnowledgeLookup(shape=shape, dtype=self.dtype_policy, name=f"{self.name}_lookup")
         self.extractor = KnowledgeExtractor(dtype=self.dtype_policy, name="extractor", **(extractor or {}))
         self._width: int | None = None
         self._only_shapes = False
         self._rows_of_indices: Any = None
+        self._statistics: Any = Untracked()
+        # While a model is exported: the aligned vectors of all ids.
+        self._baked: Any = Untracked()
         if store is not None:
             self.connect(store)
 
@@ -98,6 +103,7 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
             ValueError: The store's fields, chunks or width are not those of the layer.
         """
         self.lookup.connect(store)
+        self._statistics.value = StatisticsAtHand(self.lookup, self.extractor.esf_net)
         self._rows_of_indices = None if index_ids is None else _rows_of_indices(store, index_ids)
         # XLA cannot look up ids, but it can count.
         self.lookup.supports_jit = self._rows_of_indices is not None
@@ -141,22 +147,40 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
             )
         if training and self.id_dropout and self.is_connected:
             embedded = self._some_as_unknown(embedded, ids, unknown)
-        aligned = self._aligned_in_place(embedded, ids)
+        aligned = self._aligned_in_place(embedded, ids, bool(training) or in_training_step())
         return embedded + aligned if self.mode == RESIDUAL else tf.concat([embedded, aligned], -1)
 
-    def aligned(self, query: Any, ids: Any) -> Any:
+    def aligned(self, query: Any, ids: Any, *, training: bool = False) -> Any:
         """Returns what the layer adds to the embeddings of some ids: it depends on the id alone.
 
         Args:
             query: `(n, width_r)`, the embeddings that the recommender has of the ids.
             ids: `(n,)`.
+            training: bool. Whether ESFNet's statistics are kept from step to step, which makes training shorter: those of
+                all of the store are computed at the first one. Defaults to `False`.
 
         Returns:
             `(n, width_r)`; exactly 0 for ids without knowledge.
         """
-        chunks, mask = self.lookup.lookup_rows(self.rows(ids))
-        aligned, _ = self.extractor.extract_checked(query[:, None], chunks, mask)
+        table = self._baked.value  # (autograph knows no walrus)
+        if table is not None:
+            key_dtype = tf.int64 if ids.dtype.is_integer else ids.dtype
+            return table.gather(table.rows(tf.cast(ids, key_dtype)), self.compute_dtype)
+        rows = self.rows(ids)
+        chunks, mask = self.lookup.lookup_rows(rows)
+        statistics = self._statistics.value(rows, chunks, mask) if training else None
+        aligned, _ = self.extractor.extract_checked(query[:, None], chunks, mask, statistics=statistics)
         return aligned[:, 0]
+
+    def use_baked(self, table: Any | None) -> None:
+        """Takes the aligned vectors of all ids from a `kser_tf.serving.baking.BakedTable`; `None`: computes them."""
+        self._baked.value = table
+
+    def known_ids(self) -> np.ndarray:
+        """Returns the ids (or indices) that the store holds, each once: int64 or an object array of `str`."""
+        if self._rows_of_indices is None:
+            return self.lookup.tables().ids
+        return np.flatnonzero(self._rows_of_indices.numpy() != UNKNOWN_ROW)
 
     def rows(self, ids: Any) -> Any:
         """Returns the int32 row of each id (or index, after `connect` with `index_ids`) in the store; -1 if it has none."""
@@ -176,26 +200,28 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
             )
         rows = self.rows(tf.reshape(ids, [-1]))
         # XLA has no `unique`; it aligns an id wherever it stands, so there each place may draw by itself.
-        drawn, places = (rows, tf.range(tf.size(rows))) if _xla_compiles_this() else tf.unique(rows)
+        drawn, places = (rows, tf.range(tf.size(rows))) if xla_compiles_this() else tf.unique(rows)
         # Told by the batch, so that a run that is resumed draws the same.
         draws = tf.random.stateless_uniform(tf.shape(drawn), seed=tf.stack([tf.reduce_sum(rows), tf.size(rows)]))
         as_unknown = tf.gather((drawn != UNKNOWN_ROW) & (draws < self.id_dropout), places)
         unknown = tf.cast(tf.reshape(unknown, [self._width]), embedded.dtype)
         return tf.where(tf.reshape(as_unknown, tf.shape(ids))[..., None], unknown, embedded)
 
-    def _aligned_in_place(self, embedded: Any, ids: Any) -> Any:
+    def _aligned_in_place(self, embedded: Any, ids: Any, training: bool) -> Any:
         """Aligns each distinct id once, and puts the results where the ids stand."""
         if self._only_shapes and not self.is_connected:
             return tf.zeros_like(embedded)
         flat_ids, flat_embedded = tf.reshape(ids, [-1]), tf.reshape(embedded, [-1, self._width])
-        if _xla_compiles_this():
-            # XLA fails at some sizes that are known only when it runs, as the number of distinct ids is.
-            aligned = self.aligned(flat_embedded, flat_ids)
+        if xla_compiles_this() or self._baked.value is not None:
+            # XLA fails at some sizes that are known only when it runs, as the number of distinct ids is; and to read a row
+            # of a baked table is less work than to find out which ids are distinct.
+            aligned = self.aligned(flat_embedded, flat_ids, training=training)
         else:
             distinct, places = tf.unique(flat_ids)
             # Any of its places will do for the embedding of an id; the first one is always the same.
             first = tf.math.unsorted_segment_min(tf.range(tf.size(flat_ids)), places, tf.size(distinct))
-            aligned = tf.gather(self.aligned(tf.gather(flat_embedded, first), distinct), places)
+            aligned = self.aligned(tf.gather(flat_embedded, first), distinct, training=training)
+            aligned = tf.gather(aligned, places)
         return tf.cast(tf.reshape(aligned, tf.shape(embedded)), embedded.dtype)
 
     def compute_output_shape(self, embedded_shape: Any, *other_shapes: Any, **kwargs: Any) -> Any:
@@ -220,11 +246,6 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
             extractor.pop(own, None)
         config.update(mode=self.mode, shape=shape, extractor=extractor, id_dropout=self.id_dropout)
         return config
-
-
-def _xla_compiles_this() -> bool:
-    """Whether what is traced now is under `jit_compile=True`."""
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def _rows_of_indices(store: Any, index_ids: Any) -> Any:

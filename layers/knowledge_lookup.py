@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from kser_tf.layers.known_statistics import attach_statistics
 from kser_tf.layers.mapped_tensor import mapped_tensor
+from kser_tf.layers.on_host import on_host
 from kser_tf.layers.row_numbers import RowNumbers
 from kser_tf.layers.untracked import Untracked
 
@@ -263,13 +265,16 @@ class KnowledgeTables(tf.Module):
         """Returns chunks and mask of `rows`; `clear` as for `KnowledgeLookup.lookup_rows`."""
         rows = tf.convert_to_tensor(rows)
         safe = tf.maximum(rows, 0)
-        mask = tf.gather(self._mask, safe) & (rows >= 0)[..., None, None]
-        chunks = tf.cast(tf.gather(self._vectors, safe), dtype)
-        if self._scales is None:
+        with contextlib.nullcontext() if self.in_variables else on_host():
+            vectors, mask = tf.gather(self._vectors, safe), tf.gather(self._mask, safe)
+            scales = None if self._scales is None else tf.gather(self._scales, safe)
+        mask &= (rows >= 0)[..., None, None]
+        chunks = tf.cast(vectors, dtype)
+        if scales is None:
             if not clear:
                 return chunks, mask
             return tf.where(mask[..., None], chunks, tf.zeros_like(chunks)), mask
-        scales = tf.cast(tf.gather(self._scales, safe), dtype)
+        scales = tf.cast(scales, dtype)
         scales = tf.where(mask, scales, tf.zeros_like(scales))  # instead of the chunks: a pass over them less
         return chunks * scales[..., None], mask
 

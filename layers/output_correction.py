@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from kser_tf.layers.bakeable_vectors import BakeableVectors
 from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
 from kser_tf.layers.knowledge_lookup import KnowledgeLookup
 from kser_tf.layers.shaped_layer import cloned
+from kser_tf.layers.statistics_at_hand import StatisticsAtHand, in_training_step
+from kser_tf.layers.untracked import Untracked
 
 # Keeps the reciprocal of a zero vector's length finite; small against the mean square of an aligned vector.
 _EPSILON = 1e-6
@@ -44,10 +48,11 @@ class OutputCorrection(tf.keras.layers.Layer):
     Args:
         stores: For each entity's name a `kser_tf.KnowledgeStore`. Left out when the layer is made from its config:
             then `connect` gives them.
-        units: int. Width of the aligned vectors. Defaults to `16`.
+        width: int. Width of the aligned vectors. Defaults to `16`.
         hidden_units: Widths of the hidden layers between them and the correction. `()` makes it linear in `x`, a
             weighted dot product of each pair. Defaults to `(32,)`.
-        num_heads: int. Heads of each extractor's attention. Defaults to `4`.
+        extractor: dict. Arguments of each entity's `KnowledgeExtractor`, but for its `output_initializer` and
+            `kernel_regularizer`. Defaults to its defaults.
         context_size: int. How many numbers the context of a row has. Defaults to `0`.
         kernel_regularizer: Regularizer of all kernels, those of the extractors too. Defaults to `None`.
         xla: bool. Whether XLA can compile the layer (`jit_compile=True`). The ids, which must be integers then, are found by
@@ -75,9 +80,9 @@ class OutputCorrection(tf.keras.layers.Layer):
         self,
         stores: Mapping[str, Any] | None = None,
         *,
-        units: int = 16,
+        width: int = 16,
         hidden_units: Sequence[int] = (32,),
-        num_heads: int = 4,
+        extractor: Mapping[str, Any] | None = None,
         context_size: int = 0,
         kernel_regularizer: Any = None,
         xla: bool = False,
@@ -87,21 +92,24 @@ class OutputCorrection(tf.keras.layers.Layer):
         super().__init__(**kwargs)
         if not stores and not shapes:
             raise ValueError("`stores` must name at least one entity, such as {'movie_id': store}.")
-        if units < 1 or any(width < 1 for width in hidden_units):
+        if width < 1 or any(units < 1 for units in hidden_units):
             raise ValueError(
-                f"`units` and `hidden_units` must be at least 1. Received: units={units}, hidden_units={hidden_units}"
+                f"`width` and `hidden_units` must be at least 1. Received: width={width}, hidden_units={hidden_units}"
             )
         if context_size < 0:
             raise ValueError(f"`context_size` must not be negative. Received: context_size={context_size}")
         # Passed args.
-        self.units = units
+        self.width = width
         self.hidden_units = tuple(hidden_units)
-        self.num_heads = num_heads
+        self.extractor = dict(extractor or {})
         self.context_size = context_size
         self.kernel_regularizer = tf.keras.regularizers.get(kernel_regularizer)
         self.xla = xla
         # Derived. Sorted: files keep the layers of a dict by their order, and that must not be the caller's.
         self.entities = tuple(sorted(stores or shapes or {}))
+        self._statistics: Any = Untracked({})
+        # While a model is exported: for entities' names the vectors of all ids.
+        self._baked: Any = Untracked({})
         # Each an attribute of its own: in a dict or list, TensorFlow's checkpoints would not find it under Keras 3.
         for i, name in enumerate(self.entities):
             lookup = KnowledgeLookup(
@@ -110,8 +118,8 @@ class OutputCorrection(tf.keras.layers.Layer):
                 dtype=self.dtype_policy,
                 name=f"lookup_{i}",
             )
-            extractor = KnowledgeExtractor(
-                num_heads,
+            made = KnowledgeExtractor(
+                **self.extractor,
                 # Else nothing would ever be learned: of two zero projections in a row neither has a gradient.
                 output_initializer="glorot_uniform",
                 kernel_regularizer=self.kernel_regularizer,
@@ -120,9 +128,10 @@ class OutputCorrection(tf.keras.layers.Layer):
             )
             lookup.supports_jit = xla
             setattr(self, lookup.name, lookup)
-            setattr(self, extractor.name, extractor)
-        for i, width in enumerate(self.hidden_units):
-            setattr(self, f"hidden_{i}", self._dense(width, f"hidden_{i}"))
+            setattr(self, made.name, made)
+            self._statistics.value[name] = StatisticsAtHand(lookup, made.esf_net)
+        for i, units in enumerate(self.hidden_units):
+            setattr(self, f"hidden_{i}", self._dense(units, f"hidden_{i}"))
         # float32 in every precision policy, as the logit that it is added to.
         self.projection = tf.keras.layers.Dense(
             1, use_bias=False, kernel_initializer="zeros", dtype="float32", name="projection"
@@ -157,9 +166,9 @@ class OutputCorrection(tf.keras.layers.Layer):
         if hasattr(self, "_query_0"):
             return
         for i, extractor in enumerate(self.extractors.values()):
-            weights = {"query": ((1, 1, self.units), "glorot_uniform"), "bias": ((self.units,), "zeros")}
+            weights = {"query": ((1, 1, self.width), "glorot_uniform"), "bias": ((self.width,), "zeros")}
             if self.context_size:
-                weights["context_kernel"] = ((self.context_size, self.units), "glorot_uniform")
+                weights["context_kernel"] = ((self.context_size, self.width), "glorot_uniform")
             for name, (shape, initializer) in weights.items():
                 weight = self.add_weight(
                     name=f"{name}_{i}",
@@ -169,23 +178,23 @@ class OutputCorrection(tf.keras.layers.Layer):
                 )
                 setattr(self, f"_{name}_{i}", weight)
             with tf.name_scope(extractor.name):
-                extractor.build((1, 1, self.units), (None, *getattr(self, f"lookup_{i}").shape))
+                extractor.build((1, 1, self.width), (None, *getattr(self, f"lookup_{i}").shape))
         count = len(self.entities)
         vectors = count + count * (count - 1) // 2 + (count if self.context_size else 0)
-        width = count + vectors * self.units
+        width = count + vectors * self.width
         for layer in self._dense_layers:
             with tf.name_scope(layer.name):
                 layer.build((None, width))
             width = layer.units
         self.built = True
 
-    def call(self, ids: Mapping[str, Any], context: Any = None) -> Any:
-        missing = [name for name in self.entities if name not in ids]
+    def call(self, ids: Mapping[str, Any], context: Any = None, training: bool | None = None) -> Any:
+        missing = [name for name in self.entities if name not in ids]  # (AutoGraph knows no assignment expression.)
         if missing:
             raise ValueError(f"{self.name} needs the ids of {', '.join(missing)}. Received those of: {', '.join(ids)}")
         there, vectors = {}, {}
         for i, name in enumerate(self.entities):
-            there[name], vectors[name] = self._vector(i, name, ids[name])
+            there[name], vectors[name] = self._there_and_vector(i, name, ids[name], bool(training))
         parts = [there[name] for name in self.entities] + [vectors[name] for name in self.entities]
         parts += [vectors[one] * vectors[other] for one, other in itertools.combinations(self.entities, 2)]
         if self.context_size:
@@ -199,23 +208,67 @@ class OutputCorrection(tf.keras.layers.Layer):
             hidden = layer(hidden)
         return hidden[:, 0]
 
-    def _vector(self, i: int, name: str, ids: Any) -> tuple[Any, Any]:
-        """Whether there is knowledge of entity `i`, `(batch, 1)`, and the vector made of it, `(batch, units)`."""
-        lookup, extractor = getattr(self, f"lookup_{i}"), getattr(self, f"extractor_{i}")
+    def _there_and_vector(self, i: int, name: str, ids: Any, training: bool) -> tuple[Any, Any]:
+        """Whether there is knowledge of entity `i`, `(batch, 1)`, and the vector made of it, `(batch, width)`."""
+        table = self._baked.value.get(name)
+        if table is not None:
+            known = tf.int64 if ids.dtype.is_integer else ids.dtype
+            return self._parts(table.gather(table.rows(tf.cast(ids, known)), self.compute_dtype))
+        lookup = getattr(self, f"lookup_{i}")
         try:
             rows, places = (_searched(lookup, ids), None) if self.xla else tf.unique(lookup.rows(ids))
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from None
+        both = self._vectors_of_rows(i, name, rows, training)
+        return self._parts(both if places is None else tf.gather(both, places))
+
+    def _vectors_of_rows(self, i: int, name: str, rows: Any, training: bool = False) -> Any:
+        """What of an entity depends on its id alone: whether there is knowledge, and the vector, `(n, 1 + width)`."""
+        lookup, extractor = getattr(self, f"lookup_{i}"), getattr(self, f"extractor_{i}")
         chunks, mask = lookup.lookup_rows(rows)
         query = tf.tile(tf.cast(getattr(self, f"_query_{i}"), self.compute_dtype), (tf.shape(rows)[0], 1, 1))
-        aligned = extractor(query, chunks, mask=mask)[:, 0]
+        at_hand = training or in_training_step()
+        statistics = self._statistics.value[name](rows, chunks, mask) if at_hand else None
+        aligned = extractor(query, chunks, mask=mask, statistics=statistics)[:, 0]
         # In float32: the squares of half precision are partly below what it can hold.
         wide = tf.cast(aligned, tf.float32)
         wide *= tf.math.rsqrt(tf.reduce_mean(wide * wide, -1, keepdims=True) + _EPSILON)
         there = tf.cast(tf.reduce_any(mask, (1, 2)), self.compute_dtype)[:, None]
         bias = tf.cast(getattr(self, f"_bias_{i}"), self.compute_dtype)
-        vector = there * (tf.cast(wide, self.compute_dtype) + bias)
-        return (there, vector) if places is None else (tf.gather(there, places), tf.gather(vector, places))
+        return tf.concat([there, there * (tf.cast(wide, self.compute_dtype) + bias)], -1)
+
+    def _parts(self, both: Any) -> tuple[Any, Any]:
+        return both[:, :1], both[:, 1:]
+
+    def bakeable_tables(self) -> list[BakeableVectors]:
+        """Returns for each entity that has a store what can be computed ahead: see `kser_tf.serving.baking`."""
+        return [
+            self._bakeable(i, name, lookup)
+            for i, (name, lookup) in enumerate(self.lookups.items())
+            if lookup.is_connected
+        ]
+
+    def _bakeable(self, i: int, name: str, lookup: KnowledgeLookup) -> BakeableVectors:
+        def compute(ids: Any) -> Any:
+            return self._vectors_of_rows(i, name, lookup.rows(ids))
+
+        def use(table: Any | None) -> None:
+            others = {other: baked for other, baked in self._baked.value.items() if other != name}
+            self._baked.value = others if table is None else {**others, name: table}
+
+        def describe(ids: Any) -> dict[str, Any]:
+            vector = tf.cast(self._there_and_vector(i, name, ids, False)[1], tf.float32)
+            return {"embedding": vector, "aligned": vector}
+
+        return BakeableVectors(
+            f"correction_{re.sub(r'[^A-Za-z0-9_]', '_', name)}",
+            lookup,
+            lookup.tables().ids,
+            1 + self.width,
+            compute=compute,
+            use=use,
+            describe=describe,
+        )
 
     def _squashed(self, context: Any) -> Any:
         if context is None or context.shape.rank != 2 or context.shape[1] not in (None, self.context_size):
@@ -239,6 +292,7 @@ class OutputCorrection(tf.keras.layers.Layer):
             )
         for name, store in stores.items():
             self.lookups[name].connect(store)
+            self._statistics.value[name] = StatisticsAtHand(self.lookups[name], self.extractors[name].esf_net)
 
     def adapt(self, stores: Mapping[str, Any]) -> None:
         """Tells each extractor about its catalogue as a whole, as `KnowledgeExtractor.adapt` does.
@@ -251,9 +305,9 @@ class OutputCorrection(tf.keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
-            units=self.units,
+            width=self.width,
             hidden_units=list(self.hidden_units),
-            num_heads=self.num_heads,
+            extractor=self.extractor,
             context_size=self.context_size,
             kernel_regularizer=tf.keras.regularizers.serialize(self.kernel_regularizer),
             xla=self.xla,

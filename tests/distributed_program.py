@@ -1,73 +1,96 @@
-"""Trains an attached TFRS model under one of TensorFlow's distribution strategies: FOLDER OUTPUT DISTRIBUTION STRATEGY."""
+"""Trains attached TFRS models, local or as one of several workers (TF_CONFIG): FOLDER OUTPUT local|workers.
+
+Local: each training strategy on one device and mirrored on two, and last with a large store, on one device and on two. All in
+one process, because to start one takes longer than to train. Writes weights, what moved, and bytes to OUTPUT, an .npz file.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 ROWS, BATCH, MOVIES, VOCABULARY = 64, 16, 50, 40
+STRATEGIES = ("all_parameters", "extractor_only", "extractor_alone")
+LARGE_ROWS, LARGE_WIDTH = 80_000, 256  # 82 MB
 
 
-def main(folder: Path, output: Path, distribution: str, strategy: str) -> None:
-    scope = make_scope(distribution)  # first, before TensorFlow starts
-    import psutil
+def main(folder: Path, output: Path, distribution: str) -> None:
+    result: dict[str, Any] = {}
+    if distribution == "workers":
+        scope = tf.distribute.MultiWorkerMirroredStrategy()  # first, before TensorFlow starts
+        trained = train(make_store(folder / f"store-{output.stem}"), "all_parameters", scope)
+        result = {f"workers/all_parameters/{name}": value for name, value in trained.items()}
+    else:
+        devices = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(devices[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+        scopes = {"one": None, "mirrored": tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])}
+        store, large = make_store(folder / "store"), make_store(folder / "large", LARGE_ROWS, LARGE_WIDTH)
+        for strategy in STRATEGIES:
+            for name, scope in scopes.items():
+                for key, value in train(store, strategy, scope).items():
+                    result[f"{name}/{strategy}/{key}"] = value
+        result["table_bytes"] = np.array(large.vectors.nbytes)
+        for name, scope in scopes.items():
+            result |= {f"{name}/large/{key}": value for key, value in train(large, "extractor_alone", scope).items()}
+    np.savez(output, **result)
 
+
+def train(store: Any, strategy: str, scope: Any) -> dict[str, Any]:
     import kser_tf
 
-    store = make_store(kser_tf, folder, output.stem, big=strategy == "memory")
+    tf.keras.backend.clear_session()  # so that names are counted from the start
     tf.keras.utils.set_random_seed(1)
-    with scope as entered:
+    with contextlib.nullcontext() if scope is None else scope.scope():
         model = make_model()
         model({"movie": tf.constant(["m1"])})
-        kser_tf.attach(model, into={"movie_model": store}, verbose=False)
+        kser_tf.attach(
+            model, into={"movie_model": store}, at_output={"movie": store}, output_kind="score", verbose=False
+        )
         if strategy == "extractor_only":
             kser_tf.extractor_only(model)
         elif strategy == "extractor_alone":
             kser_tf.extractor_only(model, also=())
         model.compile(optimizer=tf.keras.optimizers.SGD(0.1))
-    before = [weight.numpy() for weight in model.weights]
-    private = psutil.Process().memory_full_info().uss
+    before, private = [weight.numpy() for weight in model.weights], private_bytes()
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     model.fit(make_examples().with_options(options), epochs=2, verbose=0)
-    result = {"replicas": np.array(entered.num_replicas_in_sync if entered is not None else 1)}
-    if strategy == "memory":
-        checkpoint = tf.train.Checkpoint(model=model).save(str(output.with_suffix("")))
-        result["grown_bytes"] = np.array(psutil.Process().memory_full_info().uss - private)
-        result["checkpoint_bytes"] = np.array(sum(f.stat().st_size for f in folder.glob(f"{Path(checkpoint).name}*")))
-        result["table_bytes"] = np.array(store.vectors.nbytes)
+    result = {
+        "replicas": np.array(1 if scope is None else scope.num_replicas_in_sync),
+        "grown_bytes": np.array(private_bytes() - private),
+        "checkpoint_bytes": np.array(
+            checkpoint_bytes(model, Path(store.path).parent / f"checkpoint-{Path(store.path).name}")
+        ),
+    }
     for weight, old in zip(model.weights, before, strict=True):
         result[f"weight/{weight.name}"] = weight.numpy()
         result[f"moved/{weight.name}"] = np.array(not np.array_equal(old, weight.numpy()))
-    np.savez(output, **result)
+    return result
 
 
-def make_scope(distribution: str) -> contextlib.AbstractContextManager:
-    if distribution == "mirrored":
-        devices = tf.config.list_physical_devices("CPU")
-        tf.config.set_logical_device_configuration(devices[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-        return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()
-    if distribution == "workers":
-        assert os.environ["TF_CONFIG"]
-        return tf.distribute.MultiWorkerMirroredStrategy().scope()
-    return contextlib.nullcontext()
+def private_bytes() -> int:
+    """What of the memory is the process's own: without the mapped pages of a store, which the kernel can drop."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("Private_Dirty:")))
 
 
-def make_store(kser_tf, folder: Path, name: str, *, big: bool):
-    rng = np.random.default_rng(0)
-    rows, width = (40_000, 256) if big else (MOVIES, 8)
-    chunks = rng.normal(size=(rows, 1 if big else 2, 1 if big else 2, width)).astype("float32")
+def checkpoint_bytes(model: Any, folder: Path) -> int:
+    path = Path(tf.train.Checkpoint(model=model).save(str(folder / "at")))
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+
+
+def make_store(path: Path, rows: int = MOVIES, width: int = 8) -> Any:
+    import kser_tf
+
+    chunks = np.random.default_rng(0).normal(size=(rows, 1, 1, width)).astype("float32")
     ids = [f"m{i + 5}" for i in range(rows)]  # the first five films are unknown
-    path = folder / f"store-{name}"
-    fields = ["story"] if big else ["story", "craft"]
-    return kser_tf.KnowledgeStore.write(
-        path, ids, chunks, np.ones(chunks.shape[:3], bool), fields=fields, encoder="test", dtype="float32"
-    )
+    mask = np.ones(chunks.shape[:3], bool)
+    return kser_tf.KnowledgeStore.write(path, ids, chunks, mask, fields=["story"], encoder="test", dtype="float32")
 
 
 def make_model():

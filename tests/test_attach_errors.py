@@ -70,7 +70,7 @@ MISTAKES: dict[str, tuple[Callable[[Stores], Any], str]] = {
     ),
     "a misspelt option": (
         lambda s: attached(s, num_head=2),
-        r"'num_head' is no option .*Near it: 'num_heads'. There are: mode, id_dropout",
+        r"attach has no option 'num_head'. Did you mean 'num_heads'\?",
     ),
     "a mode at the output": (
         lambda s: kser_tf.attach(model(), at_output={"movie_id": s.movies}, mode="append"),

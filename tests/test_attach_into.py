@@ -74,7 +74,7 @@ def test_the_extractor_alone_is_trained_and_taken_off_again(case: Case, stores: 
         case.fit(model)  # it was compiled, but for the layers of before
     report = kser_tf.extractor_only(model, also=())
     assert len(report.frozen) >= len(before_weights)
-    case.compile(model)
+    case.compile(model, run_eagerly=True)  # many short trainings: tracing would take longer; see the last test
     for _ in range(3):
         case.fit(model)
         np.testing.assert_array_equal(case.scores(model, unknown), before_unknown)

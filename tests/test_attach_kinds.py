@@ -207,7 +207,7 @@ def test_an_id_is_aligned_once_wherever_it_stands(stores: Stores) -> None:
     model = attached(model, {"movie": stores.movies})
     knowledge, seen = model.attached_knowledge.movie, []
     aligned = knowledge.aligned
-    knowledge.aligned = lambda query, ids: seen.append(ids.numpy().tolist()) or aligned(query, ids)
+    knowledge.aligned = lambda query, ids, **training: seen.append(ids.numpy().tolist()) or aligned(query, ids)
     model(tf.constant([[MOVIES[9], MOVIES[10], MOVIES[9]], [MOVIES[9], MOVIES[0], MOVIES[10]]]))
     assert seen == [[title.encode() for title in (MOVIES[9], MOVIES[10], MOVIES[0])]]
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from model_zoo import Case, Stores, cases, make_stores, raw_features
+from model_zoo import Case, Stores, make_stores, raw_features
 from test_attach_into import each
 
 import kser_tf
@@ -83,27 +81,3 @@ def test_an_old_checkpoint_of_the_backbone_loads_after_detaching(case: Case, sto
         assert (case.scores(model, features) != before).any()
         load(model)
         np.testing.assert_array_equal(case.scores(model, features), before)
-
-
-LOAD_ELSEWHERE = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import numpy as np, tensorflow as tf, kser_tf.attachment.attach
-from model_zoo import cases, raw_features
-model = tf.keras.models.load_model(sys.argv[2])
-assert "none: connect one" in str(kser_tf.attachments(model)), kser_tf.attachments(model)
-model = kser_tf.attach(model, into={"movie": kser_tf.KnowledgeStore.open(sys.argv[3])})
-case = next(case for case in cases() if case.name == "functional_numbers")
-np.save(sys.argv[4], case.scores(model, raw_features(16)))
-"""
-
-
-def test_a_keras_file_holds_the_extractor_and_another_process_reads_it(stores: Stores, tmp_path: Path) -> None:
-    case = next(case for case in cases() if case.name == "functional_numbers")
-    model = new(case, stores)
-    case.fit(model)
-    model.save(tmp_path / "model.keras")
-    paths = [tmp_path / "model.keras", stores.movie_numbers.path, tmp_path / "scores.npy"]
-    command = [sys.executable, "-c", LOAD_ELSEWHERE, Path(__file__).parent, *paths]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), case.scores(model, raw_features(16)))

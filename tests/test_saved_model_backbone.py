@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import kser_tf
 from kser_tf import SavedModelBackbone
-from kser_tf.attachment.at_output import attach_at_output, detach_output
+from kser_tf.attachment.at_output import attach_at_output
 from kser_tf.errors import AttachError, DataError
 
 pytestmark = pytest.mark.usefixtures("seed")
@@ -83,7 +83,7 @@ def test_attached_trained_exported_and_detached(case: Case, tmp_path: Path) -> N
     assert checked.measurements["largest_difference"]["logit"] < 1e-5
     again = SavedModelBackbone(result.path, output="logit")
     np.testing.assert_allclose(again(case.rows), after, atol=1e-6)
-    detach_output(model)
+    kser_tf.detach(model)
     np.testing.assert_array_equal(model(case.rows), before)
 
 

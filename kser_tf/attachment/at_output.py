@@ -7,16 +7,16 @@ from typing import Any
 
 import tensorflow as tf
 
-from kser_tf.attachment.into import require_one_keras
+from kser_tf.attachment.before_attaching import functional_of
+from kser_tf.attachment.into import require_one_keras, require_store
 from kser_tf.attachment.output_corrected import (
     OUTPUT_KINDS,
     CorrectionPlan,
     OutputCorrected,
-    forget_traces,
     input_names,
     put_on,
-    take_off,
 )
+from kser_tf.attachment.report import AT_OUTPUT, NO_STORE, AttachedPlace, store_name
 from kser_tf.attachment.saved_model_backbone import SavedModelBackbone
 from kser_tf.errors import AttachError
 from kser_tf.layers import OutputCorrection
@@ -31,11 +31,11 @@ def attach_at_output(
     context: Sequence[str | int] = (),
     backbone_logit: bool = False,
     adapt: bool = True,
-    units: int = 16,
+    width: int = 16,
     hidden_units: Sequence[int] = (32,),
-    num_heads: int = 4,
     kernel_regularizer: Any = None,
     xla: bool = False,
+    **extractor: Any,
 ) -> Any:
     """Adds a correction, made of the knowledge about a row's entities, to the output of a model.
 
@@ -69,14 +69,14 @@ def attach_at_output(
             `False`.
         adapt: bool. Whether the extractors are told about the catalogue as a whole, which reads each store twice. Worth
             it unless the store has many millions of rows. Defaults to `True`.
-        units: As for `kser_tf.layers.OutputCorrection`, like those that follow.
+        width: As for `kser_tf.layers.OutputCorrection`, like those that follow.
         hidden_units: Likewise.
-        num_heads: Likewise.
         kernel_regularizer: Likewise.
         xla: Likewise: for a model that is compiled with `jit_compile=True`.
+        **extractor: Arguments of the `kser_tf.layers.KnowledgeExtractor`.
 
     Returns:
-        `model`, attached.
+        `model`, attached; for a Sequential model a functional one of the same layers.
 
     Raises:
         AttachError: The model cannot be attached to, with the reason and the way that would work. What can only be known
@@ -88,37 +88,35 @@ def attach_at_output(
     >>> kser_tf.extractor_only(model, also=())
     >>> model.compile(tf.keras.optimizers.Adam(1e-3))
     """
-    _require_model(model)
+    require_one_keras(model)
     if isinstance(model, OutputCorrected):
         raise AttachError(
-            f"the output of {model.name} is corrected already, from {_listed(model._correction_plan.features)}. "  # type: ignore[attr-defined]
-            "Detach it first, and name all features in one call."
+            f"the output of the model is corrected already, from {_listed(plan_of(model).features.values())}. "
+            "Give it another store with kser_tf.connect; or detach it, and name all features in one call."
         )
     if not isinstance(stores, Mapping) or not stores:
         raise AttachError(
             f"`at_output` must name features and their stores, {{'movie_id': store}}. Received: {stores!r}"
         )
     for feature, store in stores.items():
-        if not hasattr(store, "vectors") or not hasattr(store, "lookup"):
-            raise AttachError(
-                f"at_output[{feature!r}] must be a kser_tf.KnowledgeStore. Received: {type(store).__name__}. (Open a path with "
-                "kser_tf.KnowledgeStore.open.)"
-            )
+        require_store(f"at_output[{feature!r}]", store)
+    model = functional_of(model)
     features = {_entity(feature): feature for feature in stores}
     _require_inputs(model, [*stores, *context])
+    by_entity = {_entity(feature): store for feature, store in stores.items()}
     plan = CorrectionPlan(
         features=features,
         context=tuple(context),
         backbone_logit=backbone_logit,
         output=output,
         output_kind=_output_kind(model, output, output_kind),
+        stores=dict(by_entity),
     )
-    by_entity = {_entity(feature): store for feature, store in stores.items()}
     correction = OutputCorrection(
         by_entity,
-        units=units,
+        width=width,
         hidden_units=hidden_units,
-        num_heads=num_heads,
+        extractor=extractor,
         context_size=len(plan.context) + backbone_logit,
         kernel_regularizer=kernel_regularizer,
         xla=xla,
@@ -130,34 +128,50 @@ def attach_at_output(
     return put_on(model, correction, plan)
 
 
-def detach_output(model: Any) -> Any:
-    """Takes the correction away: `model` is what it was before `attach_at_output`, but for what of it was trained.
+def connect_output(model: Any, stores: Mapping[str | int, Any], *, adapt: bool) -> None:
+    """Does `kser_tf.connect` for features whose knowledge corrects the output."""
+    names = {feature: name for name, feature in plan_of(model).features.items()}
+    by_entity = {names[feature]: store for feature, store in stores.items()}
+    model.output_correction.connect(by_entity)
+    plan_of(model).stores.update(by_entity)
+    if adapt:
+        model.output_correction.adapt(by_entity)
 
-    Raises:
-        AttachError: The output of the model is not corrected.
-    """
-    _require_corrected(model)
-    take_off(model)
-    return model
+
+def features_at_output(model: Any) -> list[str | int]:
+    """Returns the features whose knowledge corrects the output of a model."""
+    return list(plan_of(model).features.values()) if isinstance(model, OutputCorrected) else []
 
 
-def connect_output(model: Any, stores: Mapping[str | int, Any]) -> Any:
-    """Gives a model that was loaded from a `.keras` file its stores, by the features' names, or other ones.
-
-    If it was compiled, it goes on from there.
-
-    Raises:
-        AttachError: The output of the model is not corrected, or not from these features, or a store does not fit.
-    """
-    _require_corrected(model)
-    names = {feature: name for name, feature in model._correction_plan.features.items()}
-    if unknown := [feature for feature in stores if feature not in names]:
-        raise AttachError(
-            f"the output of {model.name} is corrected from {_listed(names)}. Received: {_listed(unknown)}"
+def report_output(model: Any) -> list[AttachedPlace]:
+    """Returns what is attached at a model's output, feature by feature."""
+    if not isinstance(model, OutputCorrected):
+        return []
+    plan, correction = plan_of(model), model.output_correction
+    chosen = "" if plan.output is None else f" {plan.output!r}"
+    places = []
+    for entity, feature in plan.features.items():
+        store = plan.stores.get(entity)
+        places.append(
+            AttachedPlace(
+                path=str(feature),
+                layer=f"the output{chosen}, a {plan.output_kind}",
+                ids="unknown" if store is None else f"{store.id_dtype} ids",
+                width=correction.width,
+                mode=AT_OUTPUT,
+                store=NO_STORE if store is None else store_name(store),
+                rows=None if store is None else len(store.ids),
+                vocabulary=None,
+                covered=None,
+                calls=plan.calls,
+            )
         )
-    model.output_correction.connect({names[feature]: store for feature, store in stores.items()})
-    forget_traces(model, compiled=False)
-    return model
+    return places
+
+
+def plan_of(model: Any) -> CorrectionPlan:
+    """Returns how the output of a model is corrected."""
+    return model._correction_plan
 
 
 def _entity(feature: str | int) -> str:
@@ -166,24 +180,6 @@ def _entity(feature: str | int) -> str:
 
 def _listed(features: Any) -> str:
     return ", ".join(map(repr, features))
-
-
-def _require_corrected(model: Any) -> None:
-    if not isinstance(model, OutputCorrected):
-        raise AttachError(f"nothing is attached at the output of {getattr(model, 'name', model)!r}.")
-
-
-def _require_model(model: Any) -> None:
-    if isinstance(model, tf.keras.Sequential):
-        raise AttachError(
-            f"{model.name} is a Sequential model, which takes no further layer beside its own. Put it into a functional "
-            f"one: x = tf.keras.Input(...); attach(tf.keras.Model(x, model(x)), ...)."
-        )
-    if not isinstance(model, tf.keras.Model) and hasattr(model, "signatures"):
-        raise AttachError(
-            "the model is a SavedModel that was loaded. Make a Keras model of it: kser_tf.SavedModelBackbone(path)."
-        )
-    require_one_keras(model)
 
 
 def _require_inputs(model: Any, features: Sequence[str | int]) -> None:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from kser_tf.attachment.into import attach_into, detach_into, report_into, require_one_keras
+from kser_tf.attachment.at_output import attach_at_output, connect_output, features_at_output, report_output
+from kser_tf.attachment.attached_model import AttachedModel, hooks_of, take_away
+from kser_tf.attachment.before_attaching import give_back
+from kser_tf.attachment.into import attach_into, connect_into, report_into, require_detachable, require_one_keras
+from kser_tf.attachment.output_corrected import OutputCorrected, take_off
 from kser_tf.attachment.report import AttachReport
-from kser_tf.errors import AttachError
+from kser_tf.compiled import forget_traces
+from kser_tf.errors import AttachError, LayerPathError
+from kser_tf.layer_paths import find_layer
+from kser_tf.layers import KnowledgeExtractor
 from kser_tf.layers.knowledge_embedding import RESIDUAL
+
+_OUTPUT_OPTIONS = {
+    name
+    for name, parameter in inspect.signature(attach_at_output).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+} - {"kernel_regularizer"}
+# The correction starts at 0 by a projection of its own.
+_INTO_OPTIONS = {"output_initializer"}
+_EXTRACTOR_OPTIONS = {
+    name
+    for name, parameter in inspect.signature(KnowledgeExtractor).parameters.items()
+    if parameter.kind is not parameter.VAR_KEYWORD
+} - _INTO_OPTIONS
 
 
 def attach(
@@ -31,7 +53,7 @@ def attach(
     An embedding layer is a `tf.keras.layers.Embedding`, a `Sequential([StringLookup, Embedding])` and the like, or any layer
     that maps ids to vectors. It stays where and what it is; it only calls a `kser_tf.layers.KnowledgeEmbedding` with what it
     returns. So wherever the model uses the layer, as candidate or in a history, it gets the same extractor's knowledge.
-    Attached once more at the same place, the extractor stays as it is and takes the new store.
+    Attached once more at the same place, the extractor stays as it is and takes the new store, as by `connect`.
 
     The model must be compiled after it; `fit` says so. A dataset that the model's layers were mapped over before, such as
     the candidates of TFRS' `FactorizedTopK`, goes on without knowledge.
@@ -41,20 +63,23 @@ def attach(
         into: For each path of an embedding layer (see `kser_tf.layer_paths.layer_paths`) its `kser_tf.KnowledgeStore`, or a
             `kser_tf.Attachment` that also says which ids the layer's indices stand for. Defaults to none.
         at_output: For each name of an id feature its store. Defaults to none.
-        mode: `"residual"` (the width stays), or `"append"` (embedding and knowledge side by side), for models that are yet
-            to be built and trained. Defaults to `"residual"`.
-        id_dropout: float. With `into`: for which share of the entities `fit` goes on with the embedding that the layer has
-            of an unknown id, so that the extractor learns what to do for entities that training never saw. For them it may
-            be what knowledge helps at all. Only within `fit`, or `train_step`. Defaults to 0.
+        mode: Of `into`: `"residual"` (the width stays), or `"append"` (embedding and knowledge side by side), for models
+            that are yet to be built and trained. Defaults to `"residual"`.
+        id_dropout: float. Of `into`: for which share of the entities `fit` goes on with the embedding that the layer has of
+            an unknown id, so that the extractor learns what to do for entities that training never saw. For them it may be
+            what knowledge helps at all. Only within `fit`, or `train_step`. Defaults to 0.
         verbose: bool. Whether what was found and done is printed. Defaults to `True`.
-        **options: Arguments of the `kser_tf.layers.KnowledgeExtractor`, such as `num_heads`, `units`, `gate`.
+        **options: Arguments of the `kser_tf.layers.KnowledgeExtractor`, such as `num_heads`, `units`, `gate`, for both ways;
+            `output_initializer` for `into` alone. For `at_output` alone `output`, `output_kind`, `context`, `backbone_logit`,
+            `width`, `hidden_units`, `adapt` and `xla`: see `kser_tf.attachment.at_output.attach_at_output`.
 
     Returns:
         The model: the same object, or for a Sequential model a functional one of the same layers.
 
     Raises:
         LayerPathError: There is no layer of that name. The message lists what comes near.
-        AttachError: The extractor cannot be attached there, with the reason and the way that works.
+        AttachError: The extractor cannot be attached there, with the reason and the way that works, or there is no such
+            option.
 
     Example:
 
@@ -74,22 +99,75 @@ def attach(
     if mode != RESIDUAL and into is None:
         raise AttachError(f"`mode` is for `into`: at the output a correction is added. Received: mode={mode!r}")
     require_one_keras(model)
+    _require_options(options, mode, into=into is not None, at_output=at_output is not None)
+    before = attachments(model).places
     if into is not None:
-        model = attach_into(model, into, mode=mode, id_dropout=id_dropout, **options)
+        ours = {name: given for name, given in options.items() if name not in _OUTPUT_OPTIONS}
+        model = attach_into(model, into, mode=mode, id_dropout=id_dropout, **ours)
     if at_output is not None:
-        from kser_tf.attachment.at_output import attach_at_output
-
-        model = attach_at_output(model, at_output, **options)
+        ours = {name: given for name, given in options.items() if name not in _INTO_OPTIONS}
+        try:
+            model = attach_at_output(model, at_output, **ours)
+        except AttachError:
+            if into is not None and not before:
+                detach(model)
+            raise
     if verbose:
         print(attachments(model))
     return model
 
 
+def connect(model: Any, stores: Mapping[Any, Any], *, adapt: bool = False) -> Any:
+    """Gives the extractors of an attached model their stores: after loading from a file, or other ones.
+
+    A `.keras` file, or a TensorFlow checkpoint, holds the extractors, not the stores. Another store must have the same fields,
+    chunks and width, from the same encoder, as one with more entities has. What ESFNet knows of the catalogue as a whole stays
+    as it was trained, unless `adapt` asks for it: the trained gate is then given other numbers.
+
+    A model that was compiled goes on from there.
+
+    Args:
+        model: An attached model.
+        stores: For each place, as it was named in `attach` (the path of an embedding layer, or the name of an id feature), a
+            `kser_tf.KnowledgeStore`, or for an embedding a `kser_tf.Attachment`. Places that are left out keep their stores.
+        adapt: bool. Whether ESFNet is adapted to the new catalogues. Defaults to `False`.
+
+    Returns:
+        `model`.
+
+    Raises:
+        AttachError: Nothing is attached at a place, or a store does not fit it.
+        ValueError: A store's shape is not that of a feature's extractor.
+
+    Example:
+
+    >>> model = tf.keras.models.load_model("ranker.keras")
+    >>> model = kser_tf.connect(model, {"movie_embeddings": store})
+    """
+    features, paths = features_at_output(model), {id(hook.place.layer): path for path, hook in hooks_of(model).items()}
+    at_output, into = {}, {}
+    for place, store in stores.items():
+        path = paths.get(id(_layer_at(model, place)))
+        if place not in features and path is None:
+            there = ", ".join(repr(known) for known in [*paths.values(), *features]) or "nothing"
+            raise AttachError(f"nothing is attached at {place!r}; attached is: {there}.")
+        if place in features:
+            at_output[place] = store
+        if path is not None:
+            into[path] = store
+    if into:
+        connect_into(model, into, adapt=adapt)
+    if at_output:
+        connect_output(model, at_output, adapt=adapt)
+    forget_traces(model, compiled=False)
+    return model
+
+
 def detach(model: Any) -> Any:
-    """Takes off what `attach` attached.
+    """Takes off all that `attach` attached, in either way and any order.
 
     The backbone's weights are as they are now: those of before where the extractor alone was trained. Names and order of
-    weights are those of before, so old checkpoints fit. Compile the model after it.
+    weights, and which of them are trained, are those of before, so old checkpoints fit. Compile the model after it.
 
     Args:
         model: What `attach` returned.
@@ -98,11 +176,16 @@ def detach(model: Any) -> Any:
         The backbone: the object that was given to `attach`.
 
     Raises:
-        AttachError: Nothing is attached.
+        AttachError: Nothing is attached, or the model would not work without it.
     """
     if not attachments(model).places:
         raise AttachError("nothing is attached to the model.")
-    return detach_into(model)
+    require_detachable(model)
+    # What was attached last is the outermost of the classes around the model's own.
+    ways: dict[Any, Any] = {AttachedModel: take_away, OutputCorrected: take_off}
+    while (take := ways.get(type(model).__mro__[1])) is not None:
+        take(model)
+    return give_back(model)
 
 
 def attachments(model: Any) -> AttachReport:
@@ -111,4 +194,26 @@ def attachments(model: Any) -> AttachReport:
     Args:
         model: Any Keras model.
     """
-    return AttachReport(report_into(model))
+    return AttachReport([*report_into(model), *report_output(model)])
+
+
+def _require_options(options: Mapping[str, Any], mode: str, *, into: bool, at_output: bool) -> None:
+    known = _EXTRACTOR_OPTIONS | _INTO_OPTIONS | _OUTPUT_OPTIONS
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, "into", "at_output", "mode"], n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" It has: {', '.join(sorted(known))}."
+            raise AttachError(f"attach has no option {name!r}.{hint}")
+        if name in _OUTPUT_OPTIONS and not at_output:
+            raise AttachError(f"the option {name!r} is one of the way at the output: it needs at_output={{...}}.")
+        if name in _INTO_OPTIONS and not into:
+            raise AttachError(f"the option {name!r} is one of the way into embeddings: it needs into={{...}}.")
+    if mode != RESIDUAL and not into:
+        raise AttachError("`mode` is for embeddings: it needs into={...}.")
+
+
+def _layer_at(model: Any, path: Any) -> Any:
+    try:
+        return find_layer(model, str(path))
+    except LayerPathError:
+        return None

@@ -6,24 +6,25 @@ import contextlib
 import functools
 import inspect
 import re
-import threading
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
 
+from kser_tf.attachment.bakeable_place import BakeablePlace
+from kser_tf.attachment.before_attaching import before, remember, set_trainable
 from kser_tf.attachment.place import Attachment, Place
+from kser_tf.attachment.sub_layers import delete_layer, set_layer
+from kser_tf.compiled import forget_traces
 from kser_tf.keras_version import keras_2_is_active
-from kser_tf.layer_paths import find_layer, layer_paths
+from kser_tf.layer_paths import find_layer
 from kser_tf.layers.knowledge_embedding import APPEND, KnowledgeEmbedding
+from kser_tf.layers.statistics_at_hand import in_training_step, training_step
+from kser_tf.model_parts import with_layers_below
 
 # Where an attached model has its extractors.
 ATTRIBUTE = "attached_knowledge"
-
-# Whether this thread is in the training step of an attached model.
-_running = threading.local()
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Hook:
     Args:
         place: The embedding layer.
         knowledge: What is called after it.
+        backbone_call: The layer's `call` of before.
         replaced: The methods of the layer that have been replaced, by name; `None` for the class' own.
         attachment: The store and what else was given; `None` after loading from a file.
         calls: int. How often the layer was called since, traces included.
@@ -41,6 +43,7 @@ class Hook:
     place: Place
     knowledge: KnowledgeEmbedding
     attachment: Attachment | None = None
+    backbone_call: Callable[..., Any] | None = None
     replaced: dict[str, Any] = field(default_factory=dict)
     calls: int = 0
 
@@ -53,6 +56,14 @@ class AttachedKnowledge(tf.keras.layers.Layer):
         # Past Keras, which would track the places: they are tracked where they are.
         object.__setattr__(self, "hooks", {})
 
+    def bakeable_tables(self) -> list[BakeablePlace]:
+        """Returns for each place what can be computed ahead: see `kser_tf.serving.baking`."""
+        return [
+            BakeablePlace(name_of(path), hook.place, hook.knowledge, hook.backbone_call)
+            for path, hook in self.hooks.items()
+            if hook.knowledge.is_connected
+        ]
+
 
 @tf.keras.utils.register_keras_serializable("kser_tf")
 class AttachedModel:
@@ -64,23 +75,19 @@ class AttachedModel:
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         # Most TFRS models call themselves without `training` in `compute_loss`, so that nothing below is told.
-        before = getattr(_running, "train_step", False)
-        _running.train_step = True
-        try:
+        with training_step():
             return super().train_step(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            _running.train_step = before
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        """Makes the backbone and attaches to it. It has no store until `kser_tf.attach` is called with one."""
-        model = tf.keras.layers.deserialize(config["backbone"], custom_objects=custom_objects)
+        """Makes the backbone and attaches to it. It has no store until `kser_tf.connect` gives it one."""
+        model = tf.keras.utils.deserialize_keras_object(config["backbone"], custom_objects=custom_objects)
         hooks = []
         for path, saved in config["knowledge"].items():
             knowledge = with_weights(KnowledgeEmbedding.from_config(saved["layer"]), saved["width"])
             place = Place(path, find_layer(model, path), saved["width"], saved["ids"])
             hooks.append(Hook(place, knowledge))
-        return put_in_place(model, hooks)
+        return with_trainable(put_in_place(model, hooks), config["trainable"])
 
     def get_config(self) -> dict[str, Any]:
         """The backbone's whole description, and that of what is attached to it."""
@@ -88,8 +95,36 @@ class AttachedModel:
             path: {"layer": hook.knowledge.get_config(), "width": hook.place.width, "ids": hook.place.ids}
             for path, hook in hooks_of(self).items()
         }
+        trainable = trainable_of(self)
         with _as_backbone(self):
-            return {"backbone": tf.keras.layers.serialize(self), "knowledge": knowledge}
+            return {"backbone": backbone_config(self), "knowledge": knowledge, "trainable": trainable}
+
+
+# Keras 2 looks there for a registered class whose module has not been imported yet.
+globals()["kser_tf>AttachedModel"] = AttachedModel
+
+
+def backbone_config(model: Any) -> dict[str, Any]:
+    """Returns the whole description of a model, but not how it is compiled: that is the attached model's."""
+    config = tf.keras.utils.serialize_keras_object(model)
+    config.pop("compile_config", None)
+    return config
+
+
+def trainable_of(model: Any) -> dict[str, list[bool]]:
+    """Returns which layers of an attached model are trained, and were before anything was attached, to be saved."""
+    noted = before(model)
+    now = [bool(layer.trainable) for layer in with_layers_below(model)]
+    return {"now": now, "before": [] if noted is None else noted.trainable}
+
+
+def with_trainable(model: Any, trainable: dict[str, list[bool]]) -> Any:
+    """Sets what `trainable_of` returned on a model that was loaded."""
+    set_trainable(list(with_layers_below(model)), trainable["now"])
+    noted = before(model)
+    if noted is not None and len(noted.trainable) == len(trainable["before"]):
+        noted.trainable = list(trainable["before"])
+    return model
 
 
 def with_weights(knowledge: KnowledgeEmbedding, width: int) -> KnowledgeEmbedding:
@@ -107,10 +142,11 @@ def hooks_of(model: Any) -> dict[str, Hook]:
 
 def put_in_place(model: Any, hooks: list[Hook]) -> Any:
     """Has each place's layer call its `KnowledgeEmbedding`, and the model hold them all."""
+    remember(model)
     if not isinstance(model, AttachedModel):
         cls: Any = type(model)
         object.__setattr__(model, "__class__", _attached_class(cls))
-        _set_layer(model, ATTRIBUTE, AttachedKnowledge(name=ATTRIBUTE))
+        set_layer(model, ATTRIBUTE, AttachedKnowledge(name=ATTRIBUTE))
     holder = getattr(model, ATTRIBUTE)
     for hook in hooks:
         name = name_of(hook.place.path)
@@ -125,58 +161,28 @@ def put_in_place(model: Any, hooks: list[Hook]) -> Any:
     return model
 
 
-def take_away(model: Any) -> Any:
-    """Undoes `put_in_place`."""
+def take_away(model: Any) -> None:
+    """Undoes `put_in_place`, which was the last thing that was done to the model's class."""
     for hook in hooks_of(model).values():
-        for name, before in hook.replaced.items():
+        for name, replaced in hook.replaced.items():
             delattr(hook.place.layer, name)
-            if before is not None:
-                setattr(hook.place.layer, name, before)
+            if replaced is not None:
+                setattr(hook.place.layer, name, replaced)
     forget_traces(model)
-    _delete_layer(model, ATTRIBUTE)
+    delete_layer(model, ATTRIBUTE)
     object.__setattr__(model, "__class__", type(model).__mro__[2])
-    return model
-
-
-def forget_traces(model: Any) -> None:
-    """Has a model forget what it compiled and traced: all of that knows only the layers of before."""
-    for layer in [model, *layer_paths(model).values()]:
-        if isinstance(layer, tf.keras.Model):
-            for name in ("train_function", "test_function", "predict_function", "train_tf_function"):
-                if getattr(layer, name, None) is not None:
-                    setattr(layer, name, None)
-            # `fit` then says that the model must be compiled.
-            for name in ("_is_compiled", "compiled"):
-                if name in vars(layer):
-                    setattr(layer, name, False)
-        _forget_functions(layer)
-
-
-def _forget_functions(layer: Any) -> None:
-    for base in type(layer).__mro__:
-        for value in vars(base).values():
-            if isinstance(value, tf.types.experimental.PolymorphicFunction):
-                # A method under `@tf.function`: what it has traced for this layer is kept here, and nowhere else.
-                value._descriptor_cache.pop(layer, None)
-    for name, value in vars(layer).items():
-        if isinstance(value, tf.types.experimental.PolymorphicFunction) and value.experimental_get_tracing_count():
-            warnings.warn(
-                f"`{name}` of {layer.name!r} is a tf.function that was traced before: it goes on doing what it did. Make it "
-                "anew after attaching or detaching.",
-                stacklevel=5,
-            )
 
 
 def _replacements(hook: Hook) -> dict[str, Callable[..., Any]]:
     layer, knowledge = hook.place.layer, hook.knowledge
-    call = layer.call
+    call = hook.backbone_call = layer.call
     first_argument = next(iter(inspect.signature(call).parameters), "inputs")
 
     @functools.wraps(call)
     def call_with_knowledge(*args: Any, **kwargs: Any) -> Any:
         hook.calls += 1
         ids = args[0] if args else kwargs[first_argument]
-        if knowledge.id_dropout and getattr(_running, "train_step", False):
+        if knowledge.id_dropout and in_training_step():
             return knowledge(call(*args, **kwargs), ids, unknown=call(_alike(ids, hook.place.unknown)), training=True)
         return knowledge(call(*args, **kwargs), ids, training=False)
 
@@ -206,7 +212,7 @@ def _wider(layer: Any, knowledge: KnowledgeEmbedding) -> dict[str, Callable[...,
 
 @functools.cache
 def _attached_class(cls: type) -> type:
-    made = type(cls.__name__, (AttachedModel, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    made = type(cls.__name__, (AttachedModel, cls), {"__module__": __name__, "__doc__": cls.__doc__})
     return tf.keras.utils.register_keras_serializable("kser_tf", "AttachedModel")(made)
 
 
@@ -214,39 +220,13 @@ def _attached_class(cls: type) -> type:
 def _as_backbone(model: Any) -> Iterator[None]:
     """Makes the model look as it did before attaching, for the block: to those who describe it, not to those who call it."""
     holder, cls = getattr(model, ATTRIBUTE), type(model)
-    _delete_layer(model, ATTRIBUTE)
+    delete_layer(model, ATTRIBUTE)
     object.__setattr__(model, "__class__", cls.__mro__[2])
     try:
         yield
     finally:
         object.__setattr__(model, "__class__", cls)
-        _set_layer(model, ATTRIBUTE, holder)
-
-
-def _set_layer(owner: Any, name: str, layer: Any) -> None:
-    with _unlocked(owner):
-        setattr(owner, name, layer)
-
-
-def _delete_layer(owner: Any, name: str) -> None:
-    tracker = getattr(owner, "_tracker", None)
-    if tracker is not None:  # Keras 3 does not untrack what is deleted
-        tracker.untrack(getattr(owner, name))
-    delattr(owner, name)
-
-
-@contextlib.contextmanager
-def _unlocked(layer: Any) -> Iterator[None]:
-    """Keras 3 takes no more layers into a built one, unless told to, as its own `enable_lora` does."""
-    tracker: Any = getattr(layer, "_tracker", None)
-    locked = tracker is not None and tracker.locked
-    if locked:
-        tracker.unlock()
-    try:
-        yield
-    finally:
-        if locked:
-            tracker.lock()
+        set_layer(model, ATTRIBUTE, holder)
 
 
 def name_of(path: str) -> str:

@@ -12,25 +12,22 @@ import numpy as np
 import tensorflow as tf
 
 from kser_tf.attachment.attached_model import (
-    AttachedModel,
     Hook,
-    forget_traces,
     hooks_of,
     name_of,
     put_in_place,
-    take_away,
     with_weights,
 )
+from kser_tf.attachment.before_attaching import functional_of
 from kser_tf.attachment.place import Attachment, Place, find_place
-from kser_tf.attachment.report import AttachedPlace
+from kser_tf.attachment.report import NO_STORE, AttachedPlace, store_name
+from kser_tf.compiled import forget_traces
 from kser_tf.errors import AttachError
 from kser_tf.keras_version import keras_2_is_active
 from kser_tf.layer_paths import find_layer, is_embedding, layer_paths
 from kser_tf.layers import KnowledgeExtractor
 from kser_tf.layers.knowledge_embedding import APPEND, MODES, RESIDUAL, KnowledgeEmbedding
 
-# Where an attached functional model has the Sequential that it was made from.
-_SEQUENTIAL = "_sequential_before_attach"
 _NAMED = 3  # as many layers are named in a message
 
 
@@ -43,10 +40,9 @@ def attach_into(
     attachments = _checked(into)
     for attachment in attachments.values():
         _require_options({**extractor, **(attachment.extractor or {})})
-    require_one_keras(model)
     before = {id(hook.place.layer): hook for hook in hooks_of(model).values()}
     places: dict[int, tuple[Place, Attachment]] = {}
-    connecting: list[tuple[Hook, Place, Attachment]] = []
+    connecting: list[_Connection] = []
     for path, attachment in attachments.items():
         hook = before.get(id(find_layer(model, path)))
         if hook is None:
@@ -61,8 +57,7 @@ def attach_into(
                 f"{path!r} has an extractor already, with mode={hook.knowledge.mode!r}: it takes a new store, not another "
                 "mode. Call kser_tf.detach(model) before."
             )
-        with _as_backbone_layer(hook):
-            connecting.append((hook, find_place(model, path, attachment), attachment))
+        connecting.append(_found(model, hook, path, attachment))
     if mode == APPEND:
         _require_unbuilt_behind(model, [place.layer for place, _ in places.values()])
     with _scope(model):
@@ -70,32 +65,36 @@ def attach_into(
             Hook(place, _made(place, attachment, mode, id_dropout, extractor), attachment=attachment)
             for place, attachment in places.values()
         ]
-    holder = _holder(model) if hooks else model
+    holder = functional_of(model) if hooks else model
     for hook, place, attachment in connecting:
         _require_shape(hook.knowledge, place, attachment)
         _require_same_options(hook, id_dropout, {**extractor, **(attachment.extractor or {})})
         _require_unknown(place, hook.knowledge.id_dropout)
-    for hook, place, attachment in connecting:
-        hook.knowledge.connect(attachment.store, index_ids=place.index_ids)
-        hook.place, hook.attachment = place, attachment
+    _connect(connecting)
     if not hooks:
-        forget_traces(model)
+        forget_traces(model, compiled=False)
         return model
     return put_in_place(holder, hooks)
 
 
-def detach_into(model: Any) -> Any:
-    """Does `kser_tf.detach` for what is attached to embeddings."""
-    if not isinstance(model, AttachedModel):
-        return model
+def connect_into(model: Any, into: Mapping[str, Any], *, adapt: bool) -> None:
+    """Does `kser_tf.connect` for embeddings that have an extractor already, by their places' paths."""
+    hooks = hooks_of(model)
+    connecting = [_found(model, hooks[path], path, attachment) for path, attachment in _checked(into).items()]
+    _connect(connecting)
+    for hook, _, attachment in connecting:
+        if adapt:
+            hook.knowledge.extractor.adapt(attachment.store)
+
+
+def require_detachable(model: Any) -> None:
+    """Raises `AttachError` if the model would not work without what is attached to its embeddings."""
     wider = [path for path, hook in hooks_of(model).items() if hook.knowledge.mode == APPEND and hook.calls]
     if wider:
         raise AttachError(
             f"the layers behind {', '.join(map(repr, wider))} have been built for embeddings with knowledge beside them "
             "(mode='append'): without it the model does not work. Make the model anew to have it without knowledge."
         )
-    taken = take_away(model)
-    return vars(taken).pop(_SEQUENTIAL, taken)
 
 
 def report_into(model: Any) -> list[AttachedPlace]:
@@ -111,6 +110,10 @@ def require_one_keras(model: Any) -> None:
         f"to {0 if keras_2_is_active() else 1} before TensorFlow is imported, to have {other} as `tf.keras`"
     )
     if not isinstance(model, tf.keras.Model):
+        if hasattr(model, "signatures"):
+            raise AttachError(
+                "the model is a SavedModel that was loaded. Make a Keras model of it: kser_tf.SavedModelBackbone(path)."
+            )
         if _is_of_other_keras(model):
             raise AttachError(f"the model is a {other} model, and the active Keras is {active}. {mend}.")
         raise AttachError(f"`model` must be a tf.keras.Model. Received: {type(model).__name__}")
@@ -121,6 +124,14 @@ def require_one_keras(model: Any) -> None:
                     f"`{name}` of {path} is a {other} layer in a {active} model, which does not see its weights: they are "
                     f"neither trained nor saved. Make all layers of one Keras, as tf.keras.layers. {mend}."
                 )
+
+
+def require_store(what: str, store: Any, wanted: str = "a kser_tf.KnowledgeStore") -> None:
+    """Raises `AttachError` unless `store` is a knowledge store."""
+    if not hasattr(store, "vectors") or not hasattr(store, "lookup"):
+        raise AttachError(
+            f"{what} must be {wanted}. Received: {type(store).__name__}. (Open a path with kser_tf.KnowledgeStore.open.)"
+        )
 
 
 def _is_of_other_keras(value: Any) -> bool:
@@ -134,11 +145,7 @@ def _checked(into: Mapping[str, Any]) -> dict[str, Attachment]:
     attachments = {}
     for path, given in into.items():
         attachment = given if isinstance(given, Attachment) else Attachment(given)
-        if not hasattr(attachment.store, "vectors") or not hasattr(attachment.store, "lookup"):
-            raise AttachError(
-                f"into[{path!r}] must be a kser_tf.KnowledgeStore, or a kser_tf.Attachment with one. Received: "
-                f"{type(attachment.store).__name__}. (Open a path with kser_tf.KnowledgeStore.open.)"
-            )
+        require_store(f"into[{path!r}]", attachment.store, "a kser_tf.KnowledgeStore, or a kser_tf.Attachment with one")
         attachments[path] = attachment
     return attachments
 
@@ -195,6 +202,24 @@ def _require_unknown(place: Place, id_dropout: float) -> None:
         )
 
 
+_Connection = tuple[Hook, Place, Attachment]
+
+
+def _found(model: Any, hook: Hook, path: str, attachment: Attachment) -> _Connection:
+    """What a place that has an extractor is to be connected to, after making sure that it can be."""
+    with _as_backbone_layer(hook):
+        return hook, find_place(model, path, attachment), attachment
+
+
+def _connect(connecting: list[_Connection]) -> None:
+    """All or none."""
+    for hook, place, attachment in connecting:
+        _require_shape(hook.knowledge, place, attachment)
+    for hook, place, attachment in connecting:
+        hook.knowledge.connect(attachment.store, index_ids=place.index_ids)
+        hook.place, hook.attachment = place, attachment
+
+
 def _require_shape(knowledge: KnowledgeEmbedding, place: Place, attachment: Attachment) -> None:
     shape = tuple(attachment.store.vectors.shape[1:])
     if shape != tuple(knowledge.lookup.shape):
@@ -203,20 +228,6 @@ def _require_shape(knowledge: KnowledgeEmbedding, place: Place, attachment: Atta
             f"{tuple(knowledge.lookup.shape)}, and the store {attachment.store.path} has {shape}. Take a store that was "
             "encoded alike, or begin anew: call kser_tf.detach(model) before."
         )
-
-
-def _holder(model: Any) -> Any:
-    """The model itself; for a Sequential, which holds nothing but its stack, a functional model of the same layers."""
-    if not isinstance(model, tf.keras.Sequential):
-        return model
-    if not model.built:
-        raise AttachError(
-            "a Sequential model must be built before knowledge can be attached to it: call it on a batch once. (For "
-            "mode='append', write it as a subclass of tf.keras.Model, or with kser_tf.layers.KnowledgeEmbedding.)"
-        )
-    functional = tf.keras.Model(model.inputs, model.outputs[0], name=model.name)
-    object.__setattr__(functional, _SEQUENTIAL, model)
-    return functional
 
 
 def _require_unbuilt_behind(model: Any, places: list[Any]) -> None:
@@ -270,7 +281,7 @@ def _reported(hook: Hook) -> AttachedPlace:
         ids=place.ids,
         width=place.width,
         mode=knowledge.mode,
-        store="none: connect one" if store is None else str(getattr(store, "path", type(store).__name__)),
+        store=NO_STORE if store is None else store_name(store),
         rows=None if store is None else len(store.ids),
         vocabulary=vocabulary,
         covered=covered,

@@ -7,15 +7,20 @@ import functools
 import inspect
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
 
+from kser_tf.attachment.attached_model import ATTRIBUTE, backbone_config, trainable_of, with_trainable
+from kser_tf.attachment.before_attaching import remember
+from kser_tf.attachment.sub_layers import delete_layer, set_layer
+from kser_tf.compiled import forget_traces
 from kser_tf.layers import OutputCorrection
+from kser_tf.layers.statistics_at_hand import training_step
 
 OUTPUT_KINDS = ("logit", "probability", "score")
-_REGISTERED_NAME = "kser_tf>OutputCorrected"
+CORRECTION = "output_correction"
 
 # The logit that a probability stands for, where it is needed as context.
 _SMALLEST_PROBABILITY = 1e-7
@@ -27,7 +32,7 @@ _LARGEST_CORRECTION = 40.0
 _steps = threading.local()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class CorrectionPlan:
     """Where the correction of a model's output takes its inputs from, and where it goes.
 
@@ -38,6 +43,8 @@ class CorrectionPlan:
         backbone_logit: bool. Whether it sees the backbone's own logit.
         output: Which of the model's outputs is corrected: a key, an index, or `None` where it has only one.
         output_kind: `"logit"`, `"probability"` or `"score"`.
+        stores: For each entity's name its store; none after loading from a file.
+        calls: int. How often the model was called with it, traces included.
     """
 
     features: Mapping[str, str | int]
@@ -45,8 +52,11 @@ class CorrectionPlan:
     backbone_logit: bool = False
     output: str | int | None = None
     output_kind: str = "logit"
+    stores: dict[str, Any] = field(default_factory=dict)
+    calls: int = 0
 
 
+@tf.keras.utils.register_keras_serializable("kser_tf")
 class OutputCorrected:
     """The part that knowledge at the output adds to the class of a model; the rest is the user's own class.
 
@@ -67,6 +77,7 @@ class OutputCorrected:
             if step[0] is self:
                 step[1] = True
         plan = self._correction_plan
+        plan.calls += 1
         # Before the backbone is called: it may pop features from the dict.
         given = _arguments(type(self), args, kwargs)
         ids = {name: _feature(self, given, feature) for name, feature in plan.features.items()}
@@ -85,8 +96,9 @@ class OutputCorrected:
         return _InInference()(tf.zeros(()), function=lambda: backbone_call(**given), training=False)
 
     def _backbone_is_trained(self) -> bool:
-        correction = {id(weight) for weight in self.output_correction.trainable_weights}
-        return any(id(weight) not in correction for weight in self.trainable_weights)  # type: ignore[attr-defined]
+        attached = [self.output_correction, *([getattr(self, ATTRIBUTE)] if hasattr(self, ATTRIBUTE) else [])]
+        extractors = {id(weight) for layer in attached for weight in layer.trainable_weights}
+        return any(id(weight) not in extractors for weight in self.trainable_weights)  # type: ignore[attr-defined]
 
     def _corrected(self, output: Any, ids: Mapping[str, Any], numbers: list[tuple[str | int, Any]]) -> Any:
         plan = self._correction_plan
@@ -116,7 +128,7 @@ class OutputCorrected:
             return super().compute_loss(*args, **kwargs)  # type: ignore[misc]
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
-        with _correction_used(self, "train_step"):
+        with _correction_used(self, "train_step"), training_step():
             return super().train_step(*args, **kwargs)  # type: ignore[misc]
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -125,11 +137,9 @@ class OutputCorrected:
 
     def get_config(self) -> dict[str, Any]:
         plan = self._correction_plan
-        trainable = [bool(layer.trainable) for layer in _layers_below(self)]
+        trainable = trainable_of(self)
         with _without_correction(self) as correction:
-            backbone = tf.keras.utils.serialize_keras_object(self)
-        # The loaded model is compiled when it is whole.
-        backbone.pop("compile_config", None)
+            backbone = backbone_config(self)
         return {
             "backbone": backbone,
             "correction": tf.keras.utils.serialize_keras_object(correction),
@@ -152,12 +162,7 @@ class OutputCorrected:
         plan["features"] = dict(plan["features"])
         plan["context"] = tuple(plan["context"])
         correction.build()
-        model = put_on(backbone, correction, CorrectionPlan(**plan))
-        layers = _layers_below(model)
-        if len(layers) == len(config["trainable"]):
-            for layer, trainable in zip(layers, config["trainable"], strict=True):
-                layer.trainable = trainable
-        return model
+        return with_trainable(put_on(backbone, correction, CorrectionPlan(**plan)), config["trainable"])
 
     def get_build_config(self) -> None:
         """The backbone is built from its own, within `from_config`."""
@@ -171,46 +176,34 @@ class _InInference(tf.keras.layers.Layer):
         return function()
 
 
+# Keras 2 looks there for a registered class whose module has not been imported yet.
+globals()["kser_tf>OutputCorrected"] = OutputCorrected
+
+
 def put_on(model: Any, correction: OutputCorrection, plan: CorrectionPlan) -> Any:
     """Makes `model` one whose output is corrected. `take_off` is the way back."""
+    remember(model)
     _put_on(model, correction, plan)
     forget_traces(model)
     return model
 
 
-def take_off(model: Any) -> OutputCorrection:
-    """Makes `model` what it was before `put_on`; returns the correction."""
-    correction = _take_off(model)
+def take_off(model: Any) -> None:
+    """Undoes `put_on`, which was the last thing that was done to the model's class."""
     forget_traces(model)
-    return correction
-
-
-def forget_traces(model: Any, *, compiled: bool = True) -> None:
-    """Has a model forget what `fit`, `evaluate` and `predict` have traced, and with `compiled` that it was compiled.
-
-    What was traced knows only the layers of before; and so does the optimizer, which `fit` would fail on.
-    """
-    for name in ("train_function", "test_function", "predict_function"):
-        setattr(model, name, None)
-    for name in ("_is_compiled", "compiled") if compiled else ():
-        if name in vars(model):
-            setattr(model, name, False)
+    _take_off(model)
 
 
 def _put_on(model: Any, correction: OutputCorrection, plan: CorrectionPlan) -> None:
     backbone_class: Any = type(model)
     model.__class__ = _corrected_class(backbone_class)
-    with _unlocked(model):
-        model.output_correction = correction
+    set_layer(model, CORRECTION, correction)
     model._correction_plan = plan
 
 
 def _take_off(model: Any) -> OutputCorrection:
     correction = model.output_correction
-    with _unlocked(model) as tracker:
-        del model.output_correction
-        if tracker is not None:  # Keras 3 does not untrack what is deleted
-            tracker.untrack(correction)
+    delete_layer(model, CORRECTION)
     del model._correction_plan
     model.__class__ = type(model).backbone_class
     return correction
@@ -218,21 +211,12 @@ def _take_off(model: Any) -> OutputCorrection:
 
 @functools.cache
 def _corrected_class(backbone_class: type) -> type:
-    # A class without a registration of its own is loaded by its name: all of them are, by `OutputCorrected`.
-    corrected = type(backbone_class)(
-        _REGISTERED_NAME,
+    made = type(backbone_class)(
+        backbone_class.__name__,
         (OutputCorrected, backbone_class),
-        {
-            "__module__": __name__,
-            "__qualname__": f"{OutputCorrected.__name__}[{backbone_class.__qualname__}]",
-            "__doc__": backbone_class.__doc__,
-            "backbone_class": backbone_class,
-        },
+        {"__module__": __name__, "__doc__": backbone_class.__doc__, "backbone_class": backbone_class},
     )
-    return corrected
-
-
-tf.keras.utils.register_keras_serializable("kser_tf")(OutputCorrected)
+    return tf.keras.utils.register_keras_serializable("kser_tf", "OutputCorrected")(made)
 
 
 @contextlib.contextmanager
@@ -244,20 +228,6 @@ def _without_correction(model: Any) -> Iterator[OutputCorrection]:
         yield correction
     finally:
         _put_on(model, correction, plan)
-
-
-@contextlib.contextmanager
-def _unlocked(model: Any) -> Iterator[Any]:
-    """Lets a built Keras 3 model take and give back a sub-layer; yields its tracker."""
-    tracker: Any = getattr(model, "_tracker", None)
-    locked = tracker is not None and tracker.locked
-    if locked:
-        tracker.unlock()
-    try:
-        yield tracker
-    finally:
-        if locked:
-            tracker.lock()
 
 
 @contextlib.contextmanager
@@ -286,10 +256,6 @@ def _running_steps() -> list[list[Any]]:
     if not hasattr(_steps, "running"):
         _steps.running = []
     return _steps.running
-
-
-def _layers_below(model: Any) -> list[Any]:
-    return list(model._flatten_layers(include_self=False, recursive=True))
 
 
 def _arguments(corrected_class: Any, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kser_tf.errors import StoreError
 from kser_tf.layers import KnowledgeExtractor, KnowledgeLookup
+from kser_tf.layers.statistics_at_hand import StatisticsAtHand
 from kser_tf.layers.untracked import Untracked
 from kser_tf.models.feature_indexer import rows_name, vocabulary_rows
 from kser_tf.models.historical_embeddings import HistoricalEmbeddings
@@ -81,7 +82,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self.lookups = dict(lookups or {})
         self.extractors = dict(extractors or {})
         self._by_vocabulary = _by_vocabulary(schema.features)
-        self._statistics: dict[str, Any] = {}
+        self._statistics: Any = Untracked({})
         self._historical: dict[str, HistoricalEmbeddings] = {}
         self._one_of = 0
         # While a model is exported: vocabularies' baked tables.
@@ -120,7 +121,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         They depend on the knowledge alone; a training step that has them at hand is a third shorter. Predictions, also
         those of an exported model, compute them from the chunks.
         """
-        self._statistics = {**self._statistics, entity: tf.constant(statistics)}
+        esf_net = self.extractors[entity].esf_net
+        self._statistics.value[entity] = StatisticsAtHand(self.lookups[entity], esf_net, statistics)
 
     def keep_historical_embeddings(self, one_of: int = 8) -> None:
         """From now on, training aligns candidates and a sample of the histories; the others keep what they had.
@@ -319,9 +321,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         """The aligned knowledge of entities, `(n, width)`, from their embeddings and their store rows (-1 for none)."""
         # What stands in a chunk without knowledge does not matter: its weight is 0.
         chunks, mask = self.lookups[entity].lookup_rows(rows, clear=False)
-        statistics = None
-        if training and entity in self._statistics:
-            statistics = tf.cast(tf.gather(self._statistics[entity], tf.maximum(rows, 0)), chunks.dtype)
+        at_hand = self._statistics.value.get(entity) if training else None
+        statistics = None if at_hand is None else at_hand(rows, chunks, mask)
         extractor = self.extractors[entity]
         if not extractor.built:
             extractor(base[:, None], chunks, mask=mask)

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from kser_tf.layers import ESFNet, KnowledgeLookup
-from kser_tf.serving.baking import ROWS_AT_ONCE
+from kser_tf.layers.statistics_at_hand import statistics_of_store
 
 
 @contextlib.contextmanager
@@ -65,11 +65,4 @@ def _reading(by_net: dict[int, tf.Variable]) -> Callable[[Any, Any], Any]:
 
 
 def _statistics(lookup: KnowledgeLookup, esf_net: ESFNet) -> tf.Variable:
-    count = max(len(lookup.tables().ids), 1)  # an empty store has a row to read for unknown ids
-    compute = tf.function(
-        lambda rows: tf.cast(esf_net.statistics(*lookup.lookup_rows(rows)), tf.float32),
-        input_signature=[tf.TensorSpec([None], tf.int32)],
-        autograph=False,
-    ).get_concrete_function()
-    blocks = [compute(tf.range(start, min(start + ROWS_AT_ONCE, count))) for start in range(0, count, ROWS_AT_ONCE)]
-    return tf.Variable(tf.concat(blocks, 0), trainable=False, name=f"kser_tf_statistics/{lookup.name}")
+    return tf.Variable(statistics_of_store(lookup, esf_net), trainable=False, name=f"kser_tf_statistics/{lookup.name}")
