@@ -61,6 +61,7 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         *,
         shape: tuple[int, int, int] | None = None,
         extractor: dict[str, Any] | None = None,
+        trained_with: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -68,7 +69,7 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
             raise ValueError(f"`mode` must be one of {', '.join(MODES)}. Received: mode={mode!r}")
         self.mode = mode
         self.supports_masking = True
-        self.lookup = KnowledgeLookup(shape=shape, dtype=self.dtype_policy, name="lookup")
+        self.lookup = KnowledgeLookup(shape=shape, trained_with=trained_with, dtype=self.dtype_policy, name="lookup")
         self.extractor = KnowledgeExtractor(dtype=self.dtype_policy, name="extractor", **(extractor or {}))
         self._width: int | None = None
         self._only_shapes = False
@@ -190,7 +191,7 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         extractor = self.extractor.get_config()
         for own in config:  # name, dtype, whether trained: those of this layer
             extractor.pop(own, None)
-        config.update(mode=self.mode, shape=shape, extractor=extractor)
+        config.update(mode=self.mode, shape=shape, extractor=extractor, trained_with=self.lookup.trained_with)
         return config
 
 

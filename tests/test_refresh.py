@@ -52,7 +52,7 @@ class TestExtended:
         ours, theirs = new.manifest, at_once.manifest
         for key in theirs.keys() - {"fingerprint", "text_hash"}:
             assert ours[key] == theirs[key], key
-        assert ours["extends"] == old.fingerprint
+        assert ours["extends"] == [old.fingerprint]
         assert ours["text_hash"] not in ("t", "u", None)
         for name in ("vectors", "mask"):
             np.testing.assert_array_equal(getattr(new, name)[: len(OLD)], getattr(old, name))

@@ -16,7 +16,7 @@ import kser_tf
 from kser_tf import KnowledgeStore
 from kser_tf.errors import ExportError
 from kser_tf.serving import contract
-from kser_tf.serving.signatures import serialized_examples
+from kser_tf.serving.tf_examples import serialized_examples
 
 # Ranking models are TFRS models; `TestAnyModel` runs under both Kerases.
 tfrs = pytest.mark.tfrs
@@ -226,10 +226,15 @@ class TestExamples:
         assert list(features["b"].int64_list.value) == [0]
         assert list(features["c"].float_list.value) == [1.5]
         assert not tf.train.Example.FromString(second).features.feature
-        # What ends in a zero would not come back out of NumPy's byte strings.
-        zero = serialized_examples({"b": np.array([0])})[0]
-        assert np.array([zero]).tolist() == [zero]
-        assert tf.train.Example.FromString(zero).features.feature["b"].int64_list.value[:] == [0]
+        assert serialized_examples({"a": np.zeros((0, 3))}).tolist() == []
+
+    def test_an_example_that_ends_in_a_zero_is_kept_whole(self, tmp_path: Path) -> None:
+        """NumPy's byte strings lose zeros at their end."""
+        examples = serialized_examples({"b": np.array([0, 1])})
+        assert examples[0].endswith(b"\0")
+        contract.save_examples(tmp_path / "kept.npz", {"inputs": examples}, {})
+        kept = contract.load_examples(tmp_path / "kept.npz")[0]["inputs"]
+        assert [tf.train.Example.FromString(e).features.feature["b"].int64_list.value[:] for e in kept] == [[0], [1]]
 
 
 @tfrs
