@@ -139,7 +139,8 @@ class KnowledgeLookup(tf.keras.layers.Layer):
             As the call.
         """
         chunks, mask = self._connected().gather(rows, self.compute_dtype, clear=clear)
-        if (statistics_for := self._statistics.value) is not None:
+        statistics_for = self._statistics.value  # not in the condition: AutoGraph cannot read `:=`, and warns
+        if statistics_for is not None:
             attach_statistics(chunks, mask, lambda esf_net: statistics_for(esf_net, rows))
         return chunks, mask
 

@@ -23,8 +23,8 @@ def baking_effect(model: Any, prepared: str | Path, dtypes: Sequence[BakeType]) 
         dtypes: The tables' dtypes to try: `"float32"`, `"float16"`, `"int8"`.
 
     Returns:
-        `rows`; `auc`, of the model itself, `None` where all labels are equal; and for each dtype `auc`, `auc_difference` to the model's own, and the
-        `largest` and `mean` difference of a logit.
+        `rows`; `auc`, of the model itself, `None` where all labels are equal; and for each dtype `auc`,
+        `auc_difference` to the model's own, and the `largest` and `mean` difference of a logit.
 
     Raises:
         DataError: The examples have other features or vocabularies than those the model was trained on.

@@ -116,8 +116,9 @@ def export(
 
     In the folder `assets.extra` lie `kser_tf.json` (signatures, what was baked, fingerprints, versions) and
     `kser_tf_examples.npz` (some examples with the model's own answers; `kser_tf_examples.<signature>.npz` for each
-    other signature), which `check` compares with, and the warm-up requests, `tf_serving_warmup_requests`. Of tables in float16 and int8, the answers kept are those with these
-    tables, and the difference to the model's own is in `kser_tf.json`, under `baking`.
+    other signature), which `check` compares with, and the warm-up requests, `tf_serving_warmup_requests`. Of tables in
+    float16 and int8, the answers kept are those with these tables, and the difference to the model's own is in
+    `kser_tf.json`, under `baking`.
 
     Args:
         model: A built Keras 2 or Keras 3 model. One with the methods `serving_inputs()` and `serve(features)`, such as
@@ -157,8 +158,8 @@ def export(
 
     Raises:
         ExportError: The model cannot be exported, with the reason and the mend: it is not built, its store is
-            neither the one that it was trained with nor an extension of it, it touches a table that it does not hold, returns something else than a score for each row, calls Python functions, or would have a
-            label as an input.
+            neither the one that it was trained with nor an extension of it, it touches a table that it does not hold,
+            returns something else than a score for each row, calls Python functions, or would have a label as an input.
         FileError: The place cannot be written to.
 
     Example:
