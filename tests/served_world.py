@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import numpy as np
 import small_world as world
 import tensorflow as tf
 
+import kser_tf
 from kser_tf import KnowledgeStore
 from kser_tf.schema import DatasetSchema, Feature
+from kser_tf.serving import contract
 
 
 def schema(vocabulary: list[str] = world.ITEMS[:10]) -> DatasetSchema:
@@ -88,3 +92,19 @@ class Served:
 def own(model: Any, given: dict[str, np.ndarray]) -> np.ndarray:
     """The model's own logits."""
     return model.serve({name: tf.constant(values) for name, values in given.items()})["logit"].numpy()
+
+
+class Exported:
+    """A ranking model with knowledge, exported with all its signatures. Shared by the tests: nothing writes there."""
+
+    def __init__(self, folder: Path, backbone: str, bake: Any) -> None:
+        self.store = KnowledgeStore.open(world.make_store(folder))
+        self.model = ranking_model(self.store, backbone)
+        self.rows = rows()
+        self.own = own(self.model, self.rows)
+        self.result = kser_tf.export(self.model, folder / "served", examples=self.rows, bake=bake)
+        self.description = json.loads((self.result.path / contract.DESCRIPTION_FILE).read_text())
+
+    @functools.cached_property
+    def serve(self) -> Served:
+        return Served(self.result.path)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,9 @@ def test_only_the_table_ships_and_its_size_is_told(store: KnowledgeStore, tmp_pa
 
 @tfrs
 @pytest.mark.parametrize("bake", ["float16", "int8"])
-def test_the_error_of_small_tables_is_bounded_and_told(store: KnowledgeStore, tmp_path: Path, bake: Any) -> None:
-    model = served.ranking_model(store)
-    rows = served.rows()
-    own = served.own(model, rows)
-    result = kser_tf.export(model, tmp_path, examples=rows, bake=bake)
-    serve = served.Served(result.path)
+def test_the_error_of_small_tables_is_bounded_and_told(exported: Callable[[str, Any], Any], bake: Any) -> None:
+    case = exported("din", bake)
+    model, rows, own, result, serve = case.model, case.rows, case.own, case.result, case.serve
     difference = np.abs(serve(**rows)["logit"].astype(float) - own)
     told = result.baking["logit_difference"]
     np.testing.assert_allclose([told["largest"], told["mean"]], [difference.max(), difference.mean()], atol=1e-6)
@@ -104,7 +102,7 @@ def test_the_error_of_small_tables_is_bounded_and_told(store: KnowledgeStore, tm
     np.testing.assert_array_equal(served.own(model, rows), own)
     # The vectors themselves: float16 keeps 11 bits, int8 is off by half a step of the row's largest / 127.
     ids = np.array([*world.ITEMS, "никто", ""], object)
-    exact = served.Served(kser_tf.export(model, tmp_path).path)("embeddings", item_id=ids)["embedding"]
+    exact = exported("din", "float32").serve("embeddings", item_id=ids)["embedding"]
     kept = serve("embeddings", item_id=ids)["embedding"]
     largest = np.abs(exact).max(-1, keepdims=True)
     step = 2.0**-11 * np.abs(exact) if bake == "float16" else largest / 127 / 2 * (1 + 2.0**-3)
@@ -112,19 +110,15 @@ def test_the_error_of_small_tables_is_bounded_and_told(store: KnowledgeStore, tm
 
 
 @tfrs
-def test_without_baking_the_statistics_are_computed_ahead(store: KnowledgeStore, tmp_path: Path) -> None:
-    model = served.ranking_model(store)
-    rows = served.rows()
-    own = served.own(model, rows)
-    result = kser_tf.export(model, tmp_path, examples=rows, bake=None)
+def test_without_baking_the_statistics_are_computed_ahead(exported: Callable[[str, Any], Any]) -> None:
+    case = exported("din", None)
+    model, store, rows, own, result, serve = case.model, case.store, case.rows, case.own, case.result, case.serve
     assert result.baking["how"] == "precomputed"
     assert result.baking["bytes"]["statistics of item_lookup"] == 4 * 3 * store.mask.size
     assert result.baking["bytes"]["knowledge of item_lookup"] == store.vectors.nbytes + store.mask.nbytes
-    serve = served.Served(result.path)
     np.testing.assert_allclose(serve(**rows)["logit"], own, rtol=1e-5, atol=1e-5)
     embeddings = [
-        served.Served(path)("embeddings", item_id=np.array(world.ITEMS, object))
-        for path in (result.path, kser_tf.export(model, tmp_path).path)
+        each("embeddings", item_id=np.array(world.ITEMS, object)) for each in (serve, exported("din", "float32").serve)
     ]
     for name in ("aligned", "embedding"):
         np.testing.assert_allclose(embeddings[0][name], embeddings[1][name], rtol=1e-5, atol=1e-5)
