@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,9 @@ import small_world as world
 import kser_tf
 from kser_tf import KnowledgeStore
 from kser_tf.errors import ConfigError, ExportError, StoreError
-from kser_tf.serving import contract
+from kser_tf.files import sha256_of_file
+from kser_tf.serving import baking, contract
+from kser_tf.serving.fingerprints import require_own_store
 
 # Known to the vocabulary and to the store, to the vocabulary alone until the refresh, and to neither until then.
 VOCABULARY = world.ITEMS[:10]
@@ -230,6 +236,54 @@ class TestRefresh:
         )
 
 
+_KILLED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+import served_world as served
+import kser_tf
+from kser_tf.serving import baking
+baking.ROWS_AT_ONCE = 256
+model = served.ranking_model(kser_tf.KnowledgeStore.open({store!r}))
+print("ready", flush=True)
+kser_tf.refresh(model, {base!r})
+"""
+
+
+@pytest.mark.tfrs
+def test_killed_at_any_point_no_version_is_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng()  # other points each time
+    old = write_store(tmp_path / "old", OLD)
+    base = tmp_path / "base"
+    given = rows()
+    before = served.Served(kser_tf.export(served.ranking_model(old), base, examples=given, signatures=()).path)(**given)
+    ids = np.array([*NEW, *(f"id-{i}" for i in range(20_000))], object)
+    vectors = rng.normal(size=(len(ids), world.FIELDS, world.CHUNKS, world.WIDTH)).astype(np.float32)
+    store = old.extended(tmp_path / "new", [(ids, vectors, np.ones(vectors.shape[:-1], bool))])
+    script = _KILLED.format(tests=str(Path(__file__).parent), store=str(store.path), base=str(base))
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(rng.uniform(0, 2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        versions = [entry for entry in base.iterdir() if entry.name.isdecimal()]
+        for version in versions:
+            files = json.loads((version / contract.DESCRIPTION_FILE).read_text())["files"]
+            assert all(sha256_of_file(version / name) == file["sha256"] for name, file in files.items())
+        np.testing.assert_array_equal(served.Served(base / "1")(**given)["logit"], before["logit"])
+    monkeypatch.setattr(baking, "ROWS_AT_ONCE", 256)
+    model = served.ranking_model(store)
+    result = kser_tf.refresh(model, base)
+    assert result.version == 2
+    np.testing.assert_allclose(
+        served.Served(result.path)(**given)["logit"], served.own(model, given), rtol=1e-5, atol=1e-5
+    )
+    assert not (base / ".baking").exists()
+
+
 @pytest.mark.tfrs
 def test_from_texts_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sentence_transformers")
@@ -291,6 +345,12 @@ def test_from_texts_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     expected = served.own(load_model(tmp_path / "model", stores={"item": newest}), given)
     np.testing.assert_allclose(served.Served(tmp_path / "served" / "3")(**given)["logit"], expected, atol=0.05)
     assert np.abs(served.Served(tmp_path / "served" / "1")(**given)["logit"] - expected).max() > 0.05
+
+    # The model's folder says which store it was trained with: an extension of it is exported, another one is not.
+    require_own_store(load_model(tmp_path / "model", stores={"item": newest}).embedding.lookups["item"])
+    other = write_store(tmp_path / "other", [*OLD, *NEW], "int8")
+    with pytest.raises(ExportError, match=f"trained with the store {old.fingerprint}, and is connected to"):
+        kser_tf.export(load_model(tmp_path / "model", stores={"item": other}), tmp_path / "refused")
 
     # Nothing new: no store, no version.
     assert cli.main([*arguments, "--tables", f"{{item: {texts(NEW, 'all.parquet')}}}"]) == 0
