@@ -116,9 +116,9 @@ def run(
         with open(answers, "rb") as file:
             (load_seconds,) = _read(file, "d")
             found = [_read_answers(file, called) for called, _ in requests]
-        (run_seconds, answers), *further = found
+        (run_seconds, own), *further = found
         named = {name: outputs for name, (_, outputs) in zip(others or {}, further, strict=True)}
-        return NativeResult("", "", load_seconds, run_seconds, answers, named)
+        return NativeResult("", "", load_seconds, run_seconds, own, named)
 
 
 def build() -> Path:
