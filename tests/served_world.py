@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +112,29 @@ class Exported:
     @functools.cached_property
     def serve(self) -> Served:
         return Served(self.result.path)
+
+
+_KILLED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+import served_world as served
+import kser_tf
+from kser_tf.serving import baking
+baking.ROWS_AT_ONCE = 256
+model, base = served.ranking_model(kser_tf.KnowledgeStore.open({store!r})), {base!r}
+print("ready", flush=True)
+{call}
+"""
+
+
+def killed(call: str, store: Path, base: Path, delay: float) -> None:
+    """Has another process do something with a `model` and a `base`, and kills it so many seconds after it began."""
+    script = _KILLED.format(tests=str(Path(__file__).parent), store=str(store), base=str(base), call=call)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()

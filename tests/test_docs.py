@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -14,6 +15,7 @@ import small_world as world
 import kser_tf
 from kser_tf import KnowledgeStore, cli
 from kser_tf.serving import contract
+from kser_tf.serving.loaded_model import LoadedModel
 
 pytestmark = pytest.mark.tfrs
 
@@ -50,6 +52,12 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines]
 
 
+def share_of_pairs_in_order(labels: np.ndarray, logits: np.ndarray) -> float:
+    """AUC by its definition."""
+    clicked, other = logits[labels == 1][:, None], logits[labels == 0]
+    return float(np.mean((clicked > other) + 0.5 * (clicked == other)))
+
+
 def test_the_page_on_serving(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from kser_tf.models.model_folder import load_model
     from kser_tf.pipelines.examples import IndexedExamples
@@ -61,7 +69,18 @@ def test_the_page_on_serving(place: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for command in commands(SERVING):
         assert cli.main(command) == 0, command
         printed.append(capsys.readouterr().out)
-    assert '"auc_difference"' in printed[0]
+    effect = json.loads(printed[0])["effect"]
+    examples = IndexedExamples("prepared", "test")
+    raw = next(examples.raw_batches(len(examples)))
+    own = load_model("models/knowledge").serve(raw)["logit"].numpy()
+    with LoadedModel("serving/ranker/1") as loaded:
+        small = loaded.run("serving_default", contract.as_table(raw, loaded.signatures["serving_default"]["inputs"]))
+    for told, logits in ((effect, own), (effect["int8"], small["logit"])):
+        assert told["auc"] == pytest.approx(share_of_pairs_in_order(examples.labels, logits), abs=1e-4)
+    assert effect["rows"] == len(own) > 100
+    assert effect["int8"]["auc_difference"] == effect["int8"]["auc"] - effect["auc"]
+    assert effect["int8"]["largest"] == pytest.approx(np.abs(small["logit"] - own).max(), abs=1e-5)
+    assert effect["int8"]["largest"] > effect["int8"]["mean"] > 0
     assert "C++ program" in printed[1]
     assert sorted(entry.name for entry in (place / "serving" / "ranker").iterdir() if entry.name.isdecimal()) == [
         "1",

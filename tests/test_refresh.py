@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -236,20 +232,6 @@ class TestRefresh:
         )
 
 
-_KILLED = """
-import os, sys
-sys.path.insert(0, {tests!r})
-os.environ["TF_USE_LEGACY_KERAS"] = "1"
-import served_world as served
-import kser_tf
-from kser_tf.serving import baking
-baking.ROWS_AT_ONCE = 256
-model = served.ranking_model(kser_tf.KnowledgeStore.open({store!r}))
-print("ready", flush=True)
-kser_tf.refresh(model, {base!r})
-"""
-
-
 @pytest.mark.tfrs
 def test_killed_at_any_point_no_version_is_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng()  # other points each time
@@ -260,15 +242,8 @@ def test_killed_at_any_point_no_version_is_incomplete(tmp_path: Path, monkeypatc
     ids = np.array([*NEW, *(f"id-{i}" for i in range(20_000))], object)
     vectors = rng.normal(size=(len(ids), world.FIELDS, world.CHUNKS, world.WIDTH)).astype(np.float32)
     store = old.extended(tmp_path / "new", [(ids, vectors, np.ones(vectors.shape[:-1], bool))])
-    script = _KILLED.format(tests=str(Path(__file__).parent), store=str(store.path), base=str(base))
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        time.sleep(rng.uniform(0, 2))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        served.killed("kser_tf.refresh(model, base)", store.path, base, rng.uniform(0, 2))
         versions = [entry for entry in base.iterdir() if entry.name.isdecimal()]
         for version in versions:
             files = json.loads((version / contract.DESCRIPTION_FILE).read_text())["files"]
