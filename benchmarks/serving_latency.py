@@ -1,14 +1,19 @@
 """Latency and throughput of exported models, side by side in one process, through the session loader that TF Serving uses.
 
-    .venv/bin/python benchmarks/serving_latency.py backbone=serving/base/1 baked=serving/baked/1 \
-        unbaked=serving/unbaked/1 with_knowledge=serving/unbaked/1#with_knowledge
+    .venv/bin/python benchmarks/serving_latency.py --model models/knowledge --base models/base --prepared prepared
 
-A variant is NAME=VERSION_FOLDER, or NAME=VERSION_FOLDER#SIGNATURE; one that is named twice shows the noise. The requests
-are the rows that the export keeps. The variants take turns, call by call for the latency and a while each for the
-throughput, round after round, so a machine that becomes slower or faster does so for all of them; ratios to the first
-variant are taken round by round. Times are those of a session's call, without network and protocol: what a server adds
-to them is the same for all. Last, one variant, `--sweep` (default: the first), is called with batches of growing size and
-with more callers: the rows a second that `kser-tf serving-config` takes its values from. Writes
+exports the model with its tables baked in float32, float16 and int8 and unbaked, and the backbone alone, and measures
+these, `with_knowledge`, and the backbone a second time, which shows the noise. Exports that are there are measured by
+
+    .venv/bin/python benchmarks/serving_latency.py backbone=serving/base/1 baked=serving/baked/1 \
+        with_knowledge=serving/baked/1#with_knowledge
+
+A variant is NAME=VERSION_FOLDER, or NAME=VERSION_FOLDER#SIGNATURE. The requests are the rows that the export keeps. The
+variants take turns, call by call for the latency and a while each for the throughput, round after round, so a machine
+that becomes slower or faster does so for all of them; ratios to the first variant are taken round by round. Times are
+those of a session's call, without network and protocol: what a server adds to them is the same for all. Last, one
+variant, `--sweep` (default: `baked`, or else the first), is called with batches of growing size and with more callers:
+the rows a second that `kser-tf serving-config` takes its values from. `--only-sweep` does nothing but this. Writes
 `benchmarks/results/serving_latency.json`.
 """
 
@@ -16,7 +21,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -35,23 +44,59 @@ SWEEP = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variants", nargs="+", metavar="NAME=FOLDER[#SIGNATURE]")
+    parser.add_argument("variants", nargs="*", metavar="NAME=FOLDER[#SIGNATURE]")
+    parser.add_argument("--model", help="folder that `kser-tf train` wrote: all variants are exported from it")
+    parser.add_argument("--base", help="folder of the same model without knowledge, the backbone alone")
+    parser.add_argument("--prepared", help="folder that `kser-tf prepare` wrote: real rows")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 64, 512])
     parser.add_argument("--callers", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--callers-batch", type=int, default=64, help="rows of a request in the throughput runs")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.2, help="of calls, for a variant in a round")
+    parser.add_argument("--only-sweep", action="store_true")
     parser.add_argument("--sweep", help="name of the variant for the sweep over batch sizes and callers")
     parser.add_argument(
         "--sweep-seconds", type=float, default=1.0, help="of calls, for each size and number of callers"
     )
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "serving_latency.json"))
     given = parser.parse_args()
+    if bool(given.variants) == bool(given.model) or (given.model and not (given.base and given.prepared)):
+        parser.error("give variants, or --model with --base and --prepared")
+    with tempfile.TemporaryDirectory() as folder:
+        places = dict(text.split("=", 1) for text in given.variants) or exported(given, Path(folder))
+        measure({name: Variant(place) for name, place in places.items()}, given)
 
-    variants = {name: Variant(place) for name, _, place in (text.partition("=") for text in given.variants)}
-    latency = [row for size in given.batch_sizes for row in measure_latency(variants, size, given)]
-    throughput = [row for callers in given.callers for row in measure_throughput(variants, callers, given)]
-    swept = variants[given.sweep or next(iter(variants))]
+
+def exported(given: argparse.Namespace, folder: Path) -> dict[str, str]:
+    """Exports model and backbone, each in a process of its own. Returns the variants."""
+
+    def export(name: str, model: str, bake: str) -> str:
+        command = [sys.executable, "-m", "kser_tf.cli", "export", "--model", model, "--prepared", given.prepared]
+        command += ["--output", str(folder / name), "--bake", bake, "--warmup", "false", "--auc", "false"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        print(f"exported: {name}", flush=True)
+        return str(folder / name / "1")
+
+    backbone = export("backbone", given.base, "none")
+    baked = export("baked", given.model, "float32")
+    return {
+        "backbone": backbone,
+        "backbone again": backbone,
+        "baked": baked,
+        "baked float16": export("float16", given.model, "float16"),
+        "baked int8": export("int8", given.model, "int8"),
+        "unbaked": export("unbaked", given.model, "none"),
+        "with_knowledge": f"{baked}#{contract.WITH_KNOWLEDGE}",
+    }
+
+
+def measure(variants: dict[str, Variant], given: argparse.Namespace) -> None:
+    """Measures variants, and writes the results."""
+    sizes, numbers = ([], []) if given.only_sweep else (given.batch_sizes, given.callers)
+    latency = [row for size in sizes for row in measure_latency(variants, size, given)]
+    throughput = [row for callers in numbers for row in measure_throughput(variants, callers, given)]
+    default = "baked" if "baked" in variants else next(iter(variants))
+    swept = variants[given.sweep or default]
     sweep = [
         {
             "batch_size": size,
@@ -63,7 +108,8 @@ def main() -> None:
     ]
     for row in sweep:
         print(row, flush=True)
-    arguments = {key: value for key, value in vars(given).items() if key != "variants"}
+    arguments = {k: v for k, v in vars(given).items() if k not in ("variants", "model", "base")}
+    arguments["sweep"] = given.sweep or default
     about = {name: variant.about for name, variant in variants.items()}
     write_results(
         given.output,
@@ -105,15 +151,15 @@ class Variant:
 
 def measure_latency(variants: dict[str, Variant], size: int, given: argparse.Namespace) -> list[dict[str, Any]]:
     times: dict[str, list[list[float]]] = {name: [] for name in variants}
-    names = list(variants)
+    names, order = list(variants), random.Random(size)
     for number in range(-1, given.rounds):
         found: dict[str, list[float]] = {name: [] for name in names}
         requests = {name: [variants[name].request(size) for _ in range(16)] for name in names}
         ends = time.perf_counter() + given.seconds * len(names)
         turn = 0
         while time.perf_counter() < ends or not turn:
-            first_in_turn = turn % len(names)  # nobody always follows the same one
-            for name in names[first_in_turn:] + names[:first_in_turn]:
+            # In an order drawn anew: whoever always came after the largest model would always find cold caches.
+            for name in order.sample(names, len(names)):
                 before = time.perf_counter()
                 variants[name].call(requests[name][turn % len(requests[name])])
                 found[name].append(time.perf_counter() - before)
@@ -145,9 +191,10 @@ def measure_latency(variants: dict[str, Variant], size: int, given: argparse.Nam
 
 def measure_throughput(variants: dict[str, Variant], callers: int, given: argparse.Namespace) -> list[dict[str, Any]]:
     rates: dict[str, list[float]] = {name: [] for name in variants}
+    order = random.Random(callers)
     for _ in range(given.rounds):
-        for name, variant in variants.items():
-            rates[name].append(called(variant, given.callers_batch, callers, given.seconds)[0])
+        for name in order.sample(list(variants), len(variants)):
+            rates[name].append(called(variants[name], given.callers_batch, callers, given.seconds)[0])
     first = next(iter(variants))
     rows = []
     for name, found in rates.items():

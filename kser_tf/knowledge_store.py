@@ -178,7 +178,7 @@ class KnowledgeStore:
             overwrite: bool. Whether a store that is there already is replaced. Defaults to `False`.
 
         Returns:
-            The new store. Its manifest has this one's fingerprint under `extends`.
+            The new store. Its manifest has under `extends` the fingerprints of the stores it begins with, this one's last.
 
         Raises:
             StoreError: An id is there already, the batches are not as told for `write` or of other shapes, this is a
@@ -204,7 +204,7 @@ class KnowledgeStore:
                     encoder=self._manifest["encoder"],
                     encoder_fingerprint=self._manifest["encoder_fingerprint"],
                     text_hash=None if None in hashes else sha256_of_json(hashes),
-                    extends=self.fingerprint,
+                    extends=[*self._manifest.get("extends", []), self.fingerprint],
                 )
         except FileError as error:
             raise StoreError(str(error)) from error

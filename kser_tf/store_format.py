@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -311,7 +311,7 @@ class StoreWriter:
         encoder: str,
         encoder_fingerprint: str | None,
         text_hash: str | None,
-        extends: str | None = None,
+        extends: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Closes the arrays, and writes and returns the manifest.
 
@@ -348,7 +348,7 @@ class StoreWriter:
             "entities_with_field": dict(zip(self._fields, self._entities_with_field.tolist(), strict=True)),
             "present_chunks": self._present_chunks,
             "lowest_cosine": round(self._lowest_cosine, 6),
-            **({} if extends is None else {"extends": extends}),
+            **({"extends": list(extends)} if extends else {}),
             "files": {
                 name: {"bytes": (self._folder / name).stat().st_size, "sha256": sha256_of_file(self._folder / name)}
                 for name in sorted(self._files)

@@ -69,6 +69,7 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         shape: tuple[int, int, int] | None = None,
         extractor: dict[str, Any] | None = None,
         id_dropout: float = 0.0,
+        trained_with: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -79,7 +80,9 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         self.mode = mode
         self.id_dropout = float(id_dropout)
         self.supports_masking = True
-        self.lookup = KnowledgeLookup(shape=shape, dtype=self.dtype_policy, name=f"{self.name}_lookup")
+        self.lookup = KnowledgeLookup(
+            shape=shape, trained_with=trained_with, dtype=self.dtype_policy, name=f"{self.name}_lookup"
+        )
         self.extractor = KnowledgeExtractor(dtype=self.dtype_policy, name="extractor", **(extractor or {}))
         self._width: int | None = None
         self._only_shapes = False
@@ -245,6 +248,7 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
         for own in config:  # name, dtype, whether trained: those of this layer
             extractor.pop(own, None)
         config.update(mode=self.mode, shape=shape, extractor=extractor, id_dropout=self.id_dropout)
+        config.update(trained_with=self.lookup.trained_with)
         return config
 
 

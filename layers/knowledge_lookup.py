@@ -36,6 +36,9 @@ class KnowledgeLookup(tf.keras.layers.Layer):
         store: A `kser_tf.KnowledgeStore`, or anything with its `ids`, `vectors`, `scales` and `mask`. A layer that was
             loaded from a file has none until `connect(store)`.
         shape: `(fields, chunks, width)`. Taken from the store; given where a layer is made without one.
+        trained_with: str. The fingerprint of the store that the model is trained with, which goes into files with the
+            layer. Defaults to that of the first store. An export refuses another store, unless it extends that one; after
+            training on another, assign its fingerprint to the attribute of this name.
 
     Call arguments:
         ids: Integer or string tensor of any shape, not ragged.
@@ -54,10 +57,18 @@ class KnowledgeLookup(tf.keras.layers.Layer):
     >>> chunks, mask = kser_tf.layers.KnowledgeLookup(store)(tf.constant([1, 2, 3]))
     """
 
-    def __init__(self, store: Any = None, *, shape: tuple[int, int, int] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        store: Any = None,
+        *,
+        shape: tuple[int, int, int] | None = None,
+        trained_with: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("trainable", False)
         super().__init__(**kwargs)
         self.shape: Any = None if shape is None else tuple(shape)
+        self.trained_with = trained_with
         # Keras 3 compiles a model with XLA by itself, unless a layer says that it cannot be.
         self.supports_jit = False
         self._current: Any = Untracked(None)
@@ -80,6 +91,8 @@ class KnowledgeLookup(tf.keras.layers.Layer):
             )
         self.shape = shape
         self._current = Untracked(KnowledgeTables(store))
+        if self.trained_with is None:
+            self.trained_with = self._current.value.fingerprint
 
     @property
     def is_connected(self) -> bool:
@@ -170,7 +183,7 @@ class KnowledgeLookup(tf.keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
-        config.update(shape=None if self.shape is None else list(self.shape))
+        config.update(shape=None if self.shape is None else list(self.shape), trained_with=self.trained_with)
         return config
 
 

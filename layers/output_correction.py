@@ -87,6 +87,7 @@ class OutputCorrection(tf.keras.layers.Layer):
         kernel_regularizer: Any = None,
         xla: bool = False,
         shapes: Mapping[str, Sequence[int]] | None = None,
+        trained_with: Mapping[str, str | None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -115,6 +116,7 @@ class OutputCorrection(tf.keras.layers.Layer):
             lookup = KnowledgeLookup(
                 stores[name] if stores else None,
                 shape=_shape(shapes, name),
+                trained_with=(trained_with or {}).get(name),
                 dtype=self.dtype_policy,
                 name=f"lookup_{i}",
             )
@@ -312,6 +314,7 @@ class OutputCorrection(tf.keras.layers.Layer):
             kernel_regularizer=tf.keras.regularizers.serialize(self.kernel_regularizer),
             xla=self.xla,
             shapes={name: list(lookup.shape) for name, lookup in self.lookups.items()},
+            trained_with={name: lookup.trained_with for name, lookup in self.lookups.items()},
         )
         return config
 

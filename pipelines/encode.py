@@ -254,7 +254,7 @@ def encode_further(store: str | Path, table: str, output: str | Path) -> dict[st
             fields=list(old.fields),
             chunks_per_field=old.chunks_per_field,
         )
-        passages = read_passages(config)
+        passages = read_passages(config, may_lack_fields=True)
         known = old.rows(passages.ids) >= 0
         counts = {"new_entities": int((~known).sum()), "known_entities": int(known.sum())}
         if known.all():
@@ -303,8 +303,8 @@ def encode_inputs(config: EncodeConfig) -> dict[str, str]:
     }
 
 
-def read_passages(config: EncodeConfig) -> Passages:
-    """Reads a table, and divides its texts into passages.
+def read_passages(config: EncodeConfig, *, may_lack_fields: bool = False) -> Passages:
+    """Reads a table, and divides its texts into passages; `may_lack_fields` as for `read_chunk_rows`.
 
     Raises:
         DataError: The table cannot be read, or does not hold what it must.
@@ -320,6 +320,7 @@ def read_passages(config: EncodeConfig) -> Passages:
             text_column=config.text_column,
             fields=config.fields,
             chunks_per_field=config.chunks_per_field,
+            may_lack_fields=may_lack_fields,
         )
     return read_field_columns(
         files,

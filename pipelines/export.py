@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kser_tf.pipelines.baking_effect import baking_effect
 from kser_tf.pipelines.config import STRICT_KEYS
 from kser_tf.pipelines.job import current_result, fingerprint_of, write_job
 
@@ -24,6 +25,9 @@ class ExportConfig:
         bake: How the entities' vectors, computed ahead, are kept: float32, float16 or int8. `none` computes them anew
             in each request.
         signatures: Which of with_knowledge, examples and embeddings are written beside serving_default. Defaults to all.
+        warmup: Whether warm-up requests are written; without tensorflow-serving-api there are none, and the result says so.
+        auc: Whether the AUC on all test examples, with the tables as they are served and without, is told. Defaults to
+            whether that can differ: with float16 and int8.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -35,13 +39,15 @@ class ExportConfig:
     examples: int = 512
     bake: Literal["float32", "float16", "int8", "none"] = "float32"
     signatures: list[str] | None = None
+    warmup: bool = True
+    auc: bool | None = None
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
     """Does what `ExportConfig` says.
 
     Returns:
-        Path, version, signatures and size of what was written.
+        Path, version, signatures and size of what was written, and under `effect` what `baking_effect` returns.
 
     Raises:
         KerasVersionError: Keras 3 is active.
@@ -67,7 +73,11 @@ def export(config: ExportConfig) -> dict[str, Any]:
         metadata=metadata,
         bake=None if config.bake == "none" else config.bake,
         signatures=config.signatures,
+        warmup=config.warmup,
     ).as_dict()
+    wants_auc = config.bake in ("float16", "int8") if config.auc is None else config.auc
+    if wants_auc and config.bake != "none" and model.embedding.lookups:
+        result["effect"] = baking_effect(model, config.prepared, [config.bake])
     write_job(
         config.output, job="export", config=config, inputs=inputs, result=result, seconds=time.monotonic() - started
     )

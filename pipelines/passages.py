@@ -111,6 +111,7 @@ def read_chunk_rows(
     text_column: str,
     fields: Sequence[str] | None,
     chunks_per_field: int | None,
+    may_lack_fields: bool = False,
 ) -> Passages:
     """Reads a table with one row a chunk. Chunks stand in the order of their rows, which need not be side by side.
 
@@ -122,6 +123,8 @@ def read_chunk_rows(
         text_column: str. The column of the chunks' texts.
         fields: The fields to take, in this order. Defaults to all, in order of first appearance.
         chunks_per_field: int. The most chunks that a field may have. Defaults to the most that one has.
+        may_lack_fields: bool. Whether some of the fields, but not all, may not occur at all: for a table of few entities
+            whose fields are known from elsewhere. Defaults to `False`.
 
     Raises:
         DataError: The table cannot be read, has no row, an id or a field's name is missing, a field does not occur, or
@@ -138,8 +141,11 @@ def read_chunk_rows(
         )
     ids = collector.ids(files)
     names = tuple(field_numbers if fields is None else fields)
+    none_occurs = not field_numbers.keys() & set(names)
     for name in names:
-        if name not in field_numbers:
+        if name not in field_numbers and may_lack_fields and not none_occurs:
+            field_numbers[name] = len(field_numbers)
+        elif name not in field_numbers:
             near = difflib.get_close_matches(name, field_numbers, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(field_numbers)}."
             raise DataError(f"{files[0]}: no chunk in `{field_column}` is of the field {name!r}. {hint}")

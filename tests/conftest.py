@@ -6,7 +6,10 @@ is not set, the tests run under Keras 2.
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,3 +42,15 @@ def seed() -> int:
 def rng() -> np.random.Generator:
     """Random numbers of the test's own: the same in each run, whatever other tests draw."""
     return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Any], Any]:
+    """Ranking models, exported with all signatures: `exported(backbone, bake)`, each made once for all tests."""
+    import served_world
+
+    @functools.cache
+    def make(backbone: str, bake: Any) -> served_world.Exported:
+        return served_world.Exported(tmp_path_factory.mktemp("exported"), backbone, bake)
+
+    return make

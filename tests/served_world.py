@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +15,10 @@ import numpy as np
 import small_world as world
 import tensorflow as tf
 
+import kser_tf
 from kser_tf import KnowledgeStore
 from kser_tf.schema import DatasetSchema, Feature
+from kser_tf.serving import contract
 
 
 def schema(vocabulary: list[str] = world.ITEMS[:10]) -> DatasetSchema:
@@ -88,3 +96,45 @@ class Served:
 def own(model: Any, given: dict[str, np.ndarray]) -> np.ndarray:
     """The model's own logits."""
     return model.serve({name: tf.constant(values) for name, values in given.items()})["logit"].numpy()
+
+
+class Exported:
+    """A ranking model with knowledge, exported with all its signatures. Shared by the tests: nothing writes there."""
+
+    def __init__(self, folder: Path, backbone: str, bake: Any) -> None:
+        self.store = KnowledgeStore.open(world.make_store(folder))
+        self.model = ranking_model(self.store, backbone)
+        self.rows = rows()
+        self.own = own(self.model, self.rows)
+        self.result = kser_tf.export(self.model, folder / "served", examples=self.rows, bake=bake)
+        self.description = json.loads((self.result.path / contract.DESCRIPTION_FILE).read_text())
+
+    @functools.cached_property
+    def serve(self) -> Served:
+        return Served(self.result.path)
+
+
+_KILLED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+import served_world as served
+import kser_tf
+from kser_tf.serving import baking
+baking.ROWS_AT_ONCE = 256
+model, base = served.ranking_model(kser_tf.KnowledgeStore.open({store!r})), {base!r}
+print("ready", flush=True)
+{call}
+"""
+
+
+def killed(call: str, store: Path, base: Path, delay: float) -> None:
+    """Has another process do something with a `model` and a `base`, and kills it so many seconds after it began."""
+    script = _KILLED.format(tests=str(Path(__file__).parent), store=str(store), base=str(base), call=call)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()

@@ -5,10 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +84,9 @@ def test_only_the_table_ships_and_its_size_is_told(store: KnowledgeStore, tmp_pa
 
 @tfrs
 @pytest.mark.parametrize("bake", ["float16", "int8"])
-def test_the_error_of_small_tables_is_bounded_and_told(store: KnowledgeStore, tmp_path: Path, bake: Any) -> None:
-    model = served.ranking_model(store)
-    rows = served.rows()
-    own = served.own(model, rows)
-    result = kser_tf.export(model, tmp_path, examples=rows, bake=bake)
-    serve = served.Served(result.path)
+def test_the_error_of_small_tables_is_bounded_and_told(exported: Callable[[str, Any], Any], bake: Any) -> None:
+    case = exported("din", bake)
+    model, rows, own, result, serve = case.model, case.rows, case.own, case.result, case.serve
     difference = np.abs(serve(**rows)["logit"].astype(float) - own)
     told = result.baking["logit_difference"]
     np.testing.assert_allclose([told["largest"], told["mean"]], [difference.max(), difference.mean()], atol=1e-6)
@@ -104,7 +98,7 @@ def test_the_error_of_small_tables_is_bounded_and_told(store: KnowledgeStore, tm
     np.testing.assert_array_equal(served.own(model, rows), own)
     # The vectors themselves: float16 keeps 11 bits, int8 is off by half a step of the row's largest / 127.
     ids = np.array([*world.ITEMS, "никто", ""], object)
-    exact = served.Served(kser_tf.export(model, tmp_path).path)("embeddings", item_id=ids)["embedding"]
+    exact = exported("din", "float32").serve("embeddings", item_id=ids)["embedding"]
     kept = serve("embeddings", item_id=ids)["embedding"]
     largest = np.abs(exact).max(-1, keepdims=True)
     step = 2.0**-11 * np.abs(exact) if bake == "float16" else largest / 127 / 2 * (1 + 2.0**-3)
@@ -112,19 +106,15 @@ def test_the_error_of_small_tables_is_bounded_and_told(store: KnowledgeStore, tm
 
 
 @tfrs
-def test_without_baking_the_statistics_are_computed_ahead(store: KnowledgeStore, tmp_path: Path) -> None:
-    model = served.ranking_model(store)
-    rows = served.rows()
-    own = served.own(model, rows)
-    result = kser_tf.export(model, tmp_path, examples=rows, bake=None)
+def test_without_baking_the_statistics_are_computed_ahead(exported: Callable[[str, Any], Any]) -> None:
+    case = exported("din", None)
+    model, store, rows, own, result, serve = case.model, case.store, case.rows, case.own, case.result, case.serve
     assert result.baking["how"] == "precomputed"
     assert result.baking["bytes"]["statistics of item_lookup"] == 4 * 3 * store.mask.size
     assert result.baking["bytes"]["knowledge of item_lookup"] == store.vectors.nbytes + store.mask.nbytes
-    serve = served.Served(result.path)
     np.testing.assert_allclose(serve(**rows)["logit"], own, rtol=1e-5, atol=1e-5)
     embeddings = [
-        served.Served(path)("embeddings", item_id=np.array(world.ITEMS, object))
-        for path in (result.path, kser_tf.export(model, tmp_path).path)
+        each("embeddings", item_id=np.array(world.ITEMS, object)) for each in (serve, exported("din", "float32").serve)
     ]
     for name in ("aligned", "embedding"):
         np.testing.assert_allclose(embeddings[0][name], embeddings[1][name], rtol=1e-5, atol=1e-5)
@@ -412,22 +402,8 @@ class TestGoingOn:
         assert list(tmp_path.iterdir()) == []
 
 
-_KILLED = """
-import os, sys
-sys.path.insert(0, {tests!r})
-os.environ["TF_USE_LEGACY_KERAS"] = "1"
-import served_world as served
-import kser_tf
-from kser_tf.serving import baking
-baking.ROWS_AT_ONCE = 256
-model = served.ranking_model(kser_tf.KnowledgeStore.open({store!r}))
-print("ready", flush=True)
-kser_tf.export(model, {base!r}, signatures=())
-"""
-
-
 @tfrs
-def test_killed_at_any_point_no_version_is_incomplete(tmp_path: Path) -> None:
+def test_killed_at_any_point_no_version_is_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     ids = np.array([f"id-{i}" for i in range(30_000)], object)
     vectors = rng.normal(size=(len(ids), world.FIELDS, world.CHUNKS, world.WIDTH)).astype(np.float32)
@@ -436,16 +412,10 @@ def test_killed_at_any_point_no_version_is_incomplete(tmp_path: Path) -> None:
         tmp_path / "store", ids, vectors, mask, fields=["a", "b"], encoder="test", dtype="float32"
     )
     base = tmp_path / "base"
-    script = _KILLED.format(tests=str(Path(__file__).parent), store=str(store.path), base=str(base))
+    base.mkdir()  # a slow machine may be stopped before the export makes it
     progress = []
     for delay in (0.5, 1.5):
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        time.sleep(delay + rng.random() * 0.5)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        served.killed("kser_tf.export(model, base, signatures=())", store.path, base, delay + rng.random() * 0.5)
         for version in [entry for entry in base.iterdir() if entry.name.isdecimal()]:
             for name, file in description(version)["files"].items():
                 assert sha256_of_file(version / name) == file["sha256"]
@@ -453,8 +423,9 @@ def test_killed_at_any_point_no_version_is_incomplete(tmp_path: Path) -> None:
         progress.append(int(done.read_text()) if done.is_file() else 0)
     finished = [entry for entry in base.iterdir() if entry.name.isdecimal()]
     assert progress == sorted(progress) or finished
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    monkeypatch.setattr(baking, "ROWS_AT_ONCE", 256)
     model = served.ranking_model(store)
+    kser_tf.export(model, base, signatures=())
     last = max((entry for entry in base.iterdir() if entry.name.isdecimal()), key=lambda entry: int(entry.name))
     rows = served.rows()
     rows["item"] = ids[rng.integers(0, len(ids), 64)]

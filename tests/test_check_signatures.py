@@ -375,8 +375,10 @@ class TestInCpp:
         with LoadedModel(tmp_path / "1") as model:
             signature = model.signatures["serving_default"]
             table = contract.as_table(rows, signature["inputs"])
-            found = native_loader.run(tmp_path / "1", signature, table)
+            found = native_loader.run(tmp_path / "1", signature, table, {"once more": (signature, table)})
         assert not found.error
+        assert found.others["once more"].keys() == found.answers.keys()
+        assert all(np.array_equal(values, found.answers[name]) for name, values in found.others["once more"].items())
         for name, values in table.items():
             answer = found.answers[f"{name}_out"]
             assert answer.shape == values.shape

@@ -24,7 +24,7 @@ from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.pipelines import encode as encode_module
 from kser_tf.pipelines.chunking import split_into_passages
 from kser_tf.pipelines.config import from_mapping
-from kser_tf.pipelines.encode import EncodeConfig, encode, encode_inputs, read_passages
+from kser_tf.pipelines.encode import EncodeConfig, encode, encode_further, encode_inputs, read_passages
 from kser_tf.pipelines.job import read_job
 from kser_tf.pipelines.projection import Projection, SecondMoment
 
@@ -218,6 +218,23 @@ def test_one_row_a_chunk_is_taken_as_given(make, plain):
     assert passages.fields == ("story",)
     assert passages.texts == ["One.", "Two.", "Three."]
     assert passages.places.tolist() == [[[1, -1, -1, -1]], [[0, 2, -1, -1]], [[-1, -1, -1, -1]]]
+
+
+def test_new_entities_of_one_row_a_chunk_may_lack_a_field(make, plain, tmp_path):
+    """The fields are the store's; of an entity that is new, there may be a story and nothing on its craft."""
+    columns = {"fields": None, "field_column": "aspect", "text_column": "text"}
+    rows = [{"film": "a", "aspect": aspect, "text": "One."} for aspect in ("story", "craft")]
+    encode(make(rows, "films.jsonl", **columns))
+    new = make([{"film": "b", "aspect": "craft", "text": "Two."}], "new.jsonl", **columns).table
+    result = encode_further(tmp_path / "store", new, tmp_path / "further")
+    store = KnowledgeStore.open(result["store"])
+    assert (store.ids.tolist(), store.fields) == (["a", "b"], ("story", "craft"))
+    assert store.mask.tolist() == [[[True], [True]], [[False], [True]]]
+    np.testing.assert_allclose(store.vectors[1, 1, 0], plain("Two."), atol=1e-6)
+    # A table of other fields altogether is another table.
+    other = make([{"film": "c", "aspect": "crafts", "text": "Two."}], "other.jsonl", **columns).table
+    with pytest.raises(DataError, match=r"no chunk in `aspect` is of the field 'story'. There are: crafts"):
+        encode_further(tmp_path / "store", other, tmp_path / "again")
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,31 @@ def test_the_model_stays_as_it_was(case: Case) -> None:
     assert not any("vectors" in weight.name for weight in case.model.weights)
 
 
+def test_another_store_than_that_of_the_training_is_refused(tmp_path: Path) -> None:
+    store = cases.write_store(tmp_path / "store")
+    other = cases.write_store(tmp_path / "other", seed=1)
+    model = cases.ranker(store)
+    lookup = model.knowledge[0]["item"]
+
+    def export(connected: kser_tf.KnowledgeStore) -> ExportResult:
+        lookup.connect(connected)
+        return kser_tf.export(model, tmp_path / "ranker", inputs=cases.inputs(store), signatures=())
+
+    new = np.array(["new", "newer"], dtype=object)
+    chunks, mask = store.lookup(store.ids[:2])
+    between = store.extended(tmp_path / "between", [(new[:1], chunks[:1], mask[:1])])
+    larger = between.extended(tmp_path / "larger", [(new[1:], chunks[1:], mask[1:])])
+    for connected in (other, larger.shuffled(1)):
+        with pytest.raises(ExportError, match=f"trained with the store {store.fingerprint}, and is connected to"):
+            export(connected)
+    assert not (tmp_path / "ranker").exists()
+    assert [export(connected).version for connected in (store, between, larger)] == [1, 2, 3]
+    lookup.trained_with = other.fingerprint
+    assert export(other).version == 4
+    with pytest.raises(ExportError, match=f"trained with the store {other.fingerprint}"):
+        export(store)
+
+
 def test_the_model_trains_on_and_is_exported_again(tmp_path: Path) -> None:
     store = cases.write_store(tmp_path / "store")
     model = cases.ranker(store)

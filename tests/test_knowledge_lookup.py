@@ -352,3 +352,17 @@ def test_serialization(store: KnowledgeStore) -> None:
     assert again.get_config() == layer.get_config()
     again.connect(store)
     assert_same(again(tf.constant([107])), [part.numpy() for part in layer(tf.constant([107]))])
+
+
+def test_which_store_it_is_trained_with_goes_into_files(store: KnowledgeStore, tmp_path: Path) -> None:
+    layer = KnowledgeLookup(store)
+    assert layer.trained_with == store.fingerprint
+    again = KnowledgeLookup.from_config(layer.get_config())
+    larger = store.extended(tmp_path / "larger", [])
+    again.connect(larger)
+    assert again.trained_with == store.fingerprint != larger.fingerprint
+
+
+def test_autograph_reads_it() -> None:
+    """Where it cannot, each `fit` and `predict` of Keras 2 begins with a warning."""
+    tf.autograph.to_code(KnowledgeLookup.lookup_rows)

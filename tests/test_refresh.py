@@ -15,7 +15,9 @@ import small_world as world
 import kser_tf
 from kser_tf import KnowledgeStore
 from kser_tf.errors import ConfigError, ExportError, StoreError
-from kser_tf.serving import contract
+from kser_tf.files import sha256_of_file
+from kser_tf.serving import baking, contract
+from kser_tf.serving.fingerprints import require_own_store
 
 # Known to the vocabulary and to the store, to the vocabulary alone until the refresh, and to neither until then.
 VOCABULARY = world.ITEMS[:10]
@@ -52,7 +54,7 @@ class TestExtended:
         ours, theirs = new.manifest, at_once.manifest
         for key in theirs.keys() - {"fingerprint", "text_hash"}:
             assert ours[key] == theirs[key], key
-        assert ours["extends"] == old.fingerprint
+        assert ours["extends"] == [old.fingerprint]
         assert ours["text_hash"] not in ("t", "u", None)
         for name in ("vectors", "mask"):
             np.testing.assert_array_equal(getattr(new, name)[: len(OLD)], getattr(old, name))
@@ -231,6 +233,33 @@ class TestRefresh:
 
 
 @pytest.mark.tfrs
+def test_killed_at_any_point_no_version_is_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng()  # other points each time
+    old = write_store(tmp_path / "old", OLD)
+    base = tmp_path / "base"
+    given = rows()
+    before = served.Served(kser_tf.export(served.ranking_model(old), base, examples=given, signatures=()).path)(**given)
+    ids = np.array([*NEW, *(f"id-{i}" for i in range(20_000))], object)
+    vectors = rng.normal(size=(len(ids), world.FIELDS, world.CHUNKS, world.WIDTH)).astype(np.float32)
+    store = old.extended(tmp_path / "new", [(ids, vectors, np.ones(vectors.shape[:-1], bool))])
+    for _ in range(2):
+        served.killed("kser_tf.refresh(model, base)", store.path, base, rng.uniform(0, 2))
+        versions = [entry for entry in base.iterdir() if entry.name.isdecimal()]
+        for version in versions:
+            files = json.loads((version / contract.DESCRIPTION_FILE).read_text())["files"]
+            assert all(sha256_of_file(version / name) == file["sha256"] for name, file in files.items())
+        np.testing.assert_array_equal(served.Served(base / "1")(**given)["logit"], before["logit"])
+    monkeypatch.setattr(baking, "ROWS_AT_ONCE", 256)
+    model = served.ranking_model(store)
+    result = kser_tf.refresh(model, base)
+    assert result.version == 2
+    np.testing.assert_allclose(
+        served.Served(result.path)(**given)["logit"], served.own(model, given), rtol=1e-5, atol=1e-5
+    )
+    assert not (base / ".baking").exists()
+
+
+@pytest.mark.tfrs
 def test_from_texts_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sentence_transformers")
     import small_encoder
@@ -291,6 +320,12 @@ def test_from_texts_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     expected = served.own(load_model(tmp_path / "model", stores={"item": newest}), given)
     np.testing.assert_allclose(served.Served(tmp_path / "served" / "3")(**given)["logit"], expected, atol=0.05)
     assert np.abs(served.Served(tmp_path / "served" / "1")(**given)["logit"] - expected).max() > 0.05
+
+    # The model's folder says which store it was trained with: an extension of it is exported, another one is not.
+    require_own_store(load_model(tmp_path / "model", stores={"item": newest}).embedding.lookups["item"])
+    other = write_store(tmp_path / "other", [*OLD, *NEW], "int8")
+    with pytest.raises(ExportError, match=f"trained with the store {old.fingerprint}, and is connected to"):
+        kser_tf.export(load_model(tmp_path / "model", stores={"item": other}), tmp_path / "refused")
 
     # Nothing new: no store, no version.
     assert cli.main([*arguments, "--tables", f"{{item: {texts(NEW, 'all.parquet')}}}"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,14 @@ def test_the_verb(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == f"{tmp_path / 'config'}: stable 2, canary 9\n"
     assert cli.main([*arguments[:-1], "7"]) == cli.EXIT_ERROR
     assert "holds no version 7" in capsys.readouterr().err
+
+
+def test_the_batch_size_is_the_measured_one() -> None:
+    """At it, the rows a second are most of what any size gave; at an eighth of it, they are not yet."""
+    results = Path(__file__).parent.parent / "benchmarks" / "results" / "serving_latency.json"
+    sweep = json.loads(results.read_text())["sweep"]
+    best: dict[int, float] = {}
+    for row in sweep:
+        best[row["batch_size"]] = max(row["rows_per_second"], best.get(row["batch_size"], 0.0))
+    assert best[server_config.EXECUTED_ROWS] > 0.7 * max(best.values())
+    assert best[server_config.EXECUTED_ROWS // 8] < best[server_config.EXECUTED_ROWS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,26 @@ import pytest
 import served_world as served
 import small_world as world
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 import kser_tf
 from kser_tf import KnowledgeStore
-from kser_tf.errors import ExportError
-from kser_tf.serving import contract
-from kser_tf.serving.signatures import serialized_examples
+from kser_tf.errors import ExportError, MissingExtraError
+from kser_tf.serving import contract, warmup
+from kser_tf.serving.tf_examples import serialized_examples
+from kser_tf.serving.warmup import read_warmup
 
 # Ranking models are TFRS models; `TestAnyModel` runs under both Kerases.
 tfrs = pytest.mark.tfrs
 SHAPE = (world.FIELDS, world.CHUNKS, world.WIDTH)
 
 
-class Case:
-    def __init__(self, folder: Path, backbone: str) -> None:
-        self.store = KnowledgeStore.open(world.make_store(folder))
-        self.model = served.ranking_model(self.store, backbone)
-        self.rows = served.rows()
-        self.own = served.own(self.model, self.rows)
-        self.result = kser_tf.export(self.model, folder / "served", examples=self.rows)
-        self.serve = served.Served(self.result.path)
-        self.description = json.loads((self.result.path / contract.DESCRIPTION_FILE).read_text())
+Case = served.Exported
 
 
 @pytest.fixture(scope="module", params=["din", "dcn_v2"])
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return Case(tmp_path_factory.mktemp("case"), request.param)
+def case(request: pytest.FixtureRequest, exported: Callable[[str, Any], Case]) -> Case:
+    return exported(request.param, "float32")
 
 
 def given_knowledge(count: int, seed: int = 3) -> dict[str, np.ndarray]:
@@ -99,7 +94,14 @@ def test_default_answers_are_the_models_own(case: Case) -> None:
 
 
 @tfrs
-def test_every_signature_is_kept_with_examples_and_answers_them_so(case: Case) -> None:
+@pytest.mark.parametrize("bake", ["float32", "float16", "int8", None])
+@pytest.mark.parametrize("backbone", ["din", "dcn_v2"])
+def test_every_signature_in_every_form_answers_its_examples_as_the_model(
+    exported: Callable[[str, Any], Case], backbone: str, bake: Any
+) -> None:
+    """Through the session loader, which accepts them all; of small tables within what is told of them."""
+    case = exported(backbone, bake)
+    assert len(case.result.signatures) == 6
     for name in case.result.signatures:
         inputs, outputs = contract.load_examples(case.result.path / contract.examples_file(name))
         feeds = {key: v.astype(object) if v.dtype.kind == "S" else v for key, v in inputs.items()}
@@ -111,6 +113,60 @@ def test_every_signature_is_kept_with_examples_and_answers_them_so(case: Case) -
                 assert answers[key].tolist() == values.tolist()
             else:
                 np.testing.assert_allclose(answers[key], values, rtol=1e-5, atol=1e-5, err_msg=f"{name}/{key}")
+    logit = case.serve(**case.rows)["logit"]
+    np.testing.assert_allclose(logit, case.own, atol={"float16": 0.01, "int8": 0.1}.get(bake, 1e-5))
+
+
+@tfrs
+@pytest.mark.parametrize(("backbone", "bake"), [("din", "int8"), ("dcn_v2", None)])
+def test_check_takes_them_and_calls_every_signature(
+    exported: Callable[[str, Any], Case], backbone: str, bake: Any
+) -> None:
+    result = kser_tf.check(exported(backbone, bake).result.path)
+    checks = {check.name: check for check in result.checks}
+    assert result.ok, result.text()
+    others = {"classify", "embeddings", "examples", "regress", "with_knowledge"}
+    assert {name.removeprefix("signature ") for name in checks if name.startswith("signature ")} == others
+    for name in others:
+        assert "as the model's own, within" in checks[f"signature {name}"].detail
+    if checks["C++ program"].ok is not None:
+        assert "6 signatures called; answers as the model's own" in checks["C++ program"].detail
+    assert "100 requests answered" in checks["warm-up"].detail
+
+
+@tfrs
+def test_ids_are_shipped_once(case: Case) -> None:
+    """The baked table, `embeddings` and `with_knowledge` read one hash table, and that one list of ids."""
+    saved = saved_model_pb2.SavedModel.FromString((case.result.path / "saved_model.pb").read_bytes())
+    ids = {"missing": 1, "known": 10, "of the store alone": len(set(case.store.ids) - set(world.ITEMS[:10]))}
+    reader = tf.train.load_checkpoint(str(case.result.path / "variables" / "variables"))
+    strings = [
+        reader.get_tensor(name)
+        for name, dtype in reader.get_variable_to_dtype_map().items()
+        if dtype == tf.string and "OBJECT_GRAPH" not in name
+    ]
+    assert sorted(len(values) for values in strings) == sorted([sum(ids.values()), 1 + 2, 1 + 3])  # items, places, tags
+    tables = [node for node in saved.meta_graphs[0].graph_def.node if node.op == "HashTableV2"]
+    assert len(tables) == 4  # and the stars, which are integers
+
+
+@tfrs
+def test_warm_up_requests_are_real_rows_for_every_signature(case: Case) -> None:
+    path = case.result.path
+    requests = read_warmup(path / contract.WARMUP_FILE)
+    assert {name for name, _ in requests} == set(case.result.signatures)
+    assert case.result.warmup == case.description["warmup"]
+    assert (case.result.warmup["requests"], case.result.warmup["left_out"]) == (len(requests), None)
+    assert len(requests) <= contract.MAX_WARMUP_RECORDS
+    assert contract.WARMUP_FILE in case.description["files"]
+    items = set(case.rows["item"])
+    sizes = set()
+    for name, inputs in requests:
+        answers = case.serve(name, **inputs)
+        sizes |= {len(values) for values in answers.values()}
+        if name == contract.SIGNATURE:
+            assert {item.decode() for item in inputs["item"].tolist()} <= items
+    assert sizes == {1, 8, 64, 256}
 
 
 @tfrs
@@ -226,10 +282,15 @@ class TestExamples:
         assert list(features["b"].int64_list.value) == [0]
         assert list(features["c"].float_list.value) == [1.5]
         assert not tf.train.Example.FromString(second).features.feature
-        # What ends in a zero would not come back out of NumPy's byte strings.
-        zero = serialized_examples({"b": np.array([0])})[0]
-        assert np.array([zero]).tolist() == [zero]
-        assert tf.train.Example.FromString(zero).features.feature["b"].int64_list.value[:] == [0]
+        assert serialized_examples({"a": np.zeros((0, 3))}).tolist() == []
+
+    def test_an_example_that_ends_in_a_zero_is_kept_whole(self, tmp_path: Path) -> None:
+        """NumPy's byte strings lose zeros at their end."""
+        examples = serialized_examples({"b": np.array([0, 1])})
+        assert examples[0].endswith(b"\0")
+        contract.save_examples(tmp_path / "kept.npz", {"inputs": examples}, {})
+        kept = contract.load_examples(tmp_path / "kept.npz")[0]["inputs"]
+        assert [tf.train.Example.FromString(e).features.feature["b"].int64_list.value[:] for e in kept] == [[0], [1]]
 
 
 @tfrs
@@ -271,13 +332,14 @@ def test_batches_of_none_of_one_and_of_ten_thousand(case: Case, count: int) -> N
 
 
 @tfrs
-def test_several_kinds_of_entities(case: Case, tmp_path: Path) -> None:
+def test_several_kinds_of_entities(exported: Callable[[str, Any], Case], tmp_path: Path) -> None:
     """Users with integer ids and knowledge of their own, of another shape, beside the items."""
     import dataclasses
 
     from kser_tf import RankingModel
     from kser_tf.schema import Feature
 
+    case = exported("din", "float32")
     rng = np.random.default_rng(2)
     users = KnowledgeStore.write(
         tmp_path / "users",
@@ -352,6 +414,32 @@ class TestAnyModel:
         np.testing.assert_allclose(serve("examples", inputs=serialized)["logit"], np.ravel(expected), rtol=1e-5)
         with pytest.raises(tf.errors.InvalidArgumentError, match="n"):
             serve("examples", inputs=[example(x=[1.0, 2.0])])
+
+    def test_why_there_are_no_warm_up_requests_is_told(
+        self, tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        arguments = {
+            "inputs": self.inputs,
+            "signatures": (),
+            "examples": {"x": np.ones((3, 2), np.float32), "n": np.arange(3, dtype=np.int32)},
+        }
+
+        def left_out(**changes: Any) -> str:
+            result = kser_tf.export(model, tmp_path, **arguments | changes)
+            description = json.loads((result.path / contract.DESCRIPTION_FILE).read_text())
+            assert not (result.path / contract.WARMUP_FILE).exists()
+            assert description["warmup"] == result.as_dict()["warmup"]
+            assert result.warmup["requests"] == 0
+            return result.warmup["left_out"]
+
+        assert left_out(warmup=False) == "not asked for"
+        assert left_out(examples=None) == "there are no examples to draw them from"
+
+        def not_installed() -> Any:
+            raise MissingExtraError("tensorflow-serving-api", "serving")
+
+        monkeypatch.setattr(warmup, "_protos", not_installed)
+        assert "pip install 'kser-tf[serving]'" in left_out()
 
     def test_what_it_cannot_have_is_refused_with_the_reason(self, tmp_path: Path, model: Any) -> None:
         for kind, reason in (("with_knowledge", "knowledge_inputs"), ("embeddings", "bakeable_tables")):

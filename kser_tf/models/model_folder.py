@@ -68,8 +68,8 @@ def load_model(folder: str | Path, stores: Mapping[str, KnowledgeStore] | None =
 
     Args:
         folder: What `train` wrote.
-        stores: For kinds of entities a store in place of the one that the model was trained with: for `refresh`, which
-            makes sure that it holds the same rows, and further ones. Defaults to none.
+        stores: For kinds of entities a store in place of the one that the model was trained with: one that extends it, for
+            `refresh`. `export` and `refresh` refuse others. Defaults to none.
 
     Raises:
         DataError: The folder holds no model.
@@ -83,14 +83,18 @@ def load_model(folder: str | Path, stores: Mapping[str, KnowledgeStore] | None =
     config: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in content["config"].items()
     }
+    references = store_references(folder)
     model = RankingModel(
         DatasetSchema.load(folder),
         RankingModelConfig(**config),
         {
             entity: stores[entity] if stores and entity in stores else reference.open()
-            for entity, reference in store_references(folder).items()
+            for entity, reference in references.items()
         },
     )
+    for entity, lookup in model.embedding.lookups.items():
+        if stores and entity in stores:
+            lookup.trained_with = references[entity].fingerprint
     model.make_weights()
     model.load_weights(folder / WEIGHTS_FILE)
     return model

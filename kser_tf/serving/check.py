@@ -96,7 +96,7 @@ def check(
     model. A signature for tf.Example has to answer as `serving_default` does. The warm-up requests are replayed.
 
     Where there is a C++ compiler, a small C++ program on the libraries of TensorFlow's wheel does the same once more,
-    for `serving_default`; compiled once, it is kept in `~/.cache/kser-tf`.
+    for `serving_default` and every signature that is kept with examples; compiled once, it is kept in `~/.cache/kser-tf`.
 
     Args:
         path: The version's directory, `<base>/<version>`. It need not be written by `export`; but without the examples
@@ -143,7 +143,7 @@ def check(
         expected=answers,
         others={name: kept for name, (_, kept) in others.items()},
         tolerance=tolerance,
-        native=_run_natively(path, report, rows),
+        native=_run_natively(path, report, rows, {name: kept for name, (kept, _) in others.items()}),
         sizes=_sizes(path),
     )
     return CheckResult(path, [files, *judge.checks()], judge.measurements, log)
@@ -274,15 +274,28 @@ def _run_client(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def _run_natively(
-    path: Path, report: Mapping[str, Any], rows: Mapping[str, np.ndarray] | None
+    path: Path,
+    report: Mapping[str, Any],
+    rows: Mapping[str, np.ndarray] | None,
+    others: Mapping[str, Mapping[str, np.ndarray]],
 ) -> native_loader.NativeResult | None:
-    """Has the C++ program call `serving_default`, if the session could."""
+    """Has the C++ program call `serving_default`, if the session could, and the signatures that have rows of their own."""
     signature = report.get("signatures", {}).get(contract.SIGNATURE)
     if signature is None or "load_error" in report or "rows_error" in report:
         return None
     inputs = signature["inputs"]
     table = contract.made_up_rows(inputs, 1) if rows is None else contract.as_table(rows, inputs)
-    return native_loader.run(path, signature, table)
+    further = {
+        name: (report["signatures"][name], others[name])
+        for name, outcome in report["others"].items()
+        if name in others and _ran(outcome)
+    }
+    return native_loader.run(path, signature, table, further)
+
+
+def _ran(outcome: Mapping[str, Any]) -> bool:
+    """Whether the session could call a signature with its own rows."""
+    return "rows_error" not in outcome and not any("error" in result for result in outcome["runs"].values())
 
 
 def _sizes(path: Path) -> dict[str, int]:

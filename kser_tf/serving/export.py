@@ -16,25 +16,28 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 
-from kser_tf.errors import ExportError, FileError, KserError, PathExistsError, PathLockedError
+from kser_tf.errors import ExportError, FileError, KserError, MissingExtraError, PathExistsError, PathLockedError
 from kser_tf.files import new_directory, sha256_of_file, sha256_of_json, write_json
 from kser_tf.layers import KnowledgeLookup
 from kser_tf.models.feature_indexer import FeatureIndexer
 from kser_tf.serving import contract
 from kser_tf.serving.baking import BAKE_TYPES, Bakeable, BakedRows, BakeType, bakeables_in, baked
-from kser_tf.serving.fingerprints import describe_store, weights_fingerprint
+from kser_tf.serving.fingerprints import describe_store, require_own_store, weights_fingerprint
+from kser_tf.serving.loaded_model import read_saved_model, served_graph
 from kser_tf.serving.precomputing import statistics_ahead
 from kser_tf.serving.resources import knowledge_in_variables, objects_in, tables_used, vocabularies_in_variables
 from kser_tf.serving.scorer import Features, Scorer
 from kser_tf.serving.signatures import Signature, make_signatures
+from kser_tf.serving.warmup import write_warmup
 from kser_tf.version import __version__
 
 # As many rows are kept with the export, to compare with: enough to meet missing and unknown values, in a small file.
 MAX_EXAMPLES = 512
 # Parts of baked tables lie there until the export is complete. A server looks at folders named by an integer alone.
 WORK_FOLDER = ".baking"
+# Enough for every signature to get batches of every size several times, and sent within seconds.
+WARMUP_RECORDS = 100
 _METHODS = {
     "predict": "tensorflow/serving/predict",
     "classify": "tensorflow/serving/classify",
@@ -55,6 +58,8 @@ class ExportResult:
         bytes: int. The size of the directory.
         fingerprint: str. SHA-256 over all files of the SavedModel.
         baking: What of the knowledge was computed ahead, and the size of each part: see `export`.
+        warmup: `requests`, how many warm-up requests there are, `signatures`, for which, and `left_out`, why there are
+            none.
     """
 
     path: Path
@@ -63,6 +68,7 @@ class ExportResult:
     bytes: int
     fingerprint: str
     baking: dict[str, Any] = field(default_factory=dict)
+    warmup: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the same as a JSON value."""
@@ -84,6 +90,7 @@ def export(
     signatures: Sequence[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
     work: str | Path | None = None,
+    warmup: bool = True,
 ) -> ExportResult:
     """Writes a model as a SavedModel for TF Serving, to `<base>/<version>`.
 
@@ -109,8 +116,9 @@ def export(
 
     In the folder `assets.extra` lie `kser_tf.json` (signatures, what was baked, fingerprints, versions) and
     `kser_tf_examples.npz` (some examples with the model's own answers; `kser_tf_examples.<signature>.npz` for each
-    other signature), which `check` compares with. Of tables in float16 and int8, the answers kept are those with these
-    tables, and the difference to the model's own is in `kser_tf.json`, under `baking`.
+    other signature), which `check` compares with, and the warm-up requests, `tf_serving_warmup_requests`. Of tables in
+    float16 and int8, the answers kept are those with these tables, and the difference to the model's own is in
+    `kser_tf.json`, under `baking`.
 
     Args:
         model: A built Keras 2 or Keras 3 model. One with the methods `serving_inputs()` and `serve(features)`, such as
@@ -139,6 +147,9 @@ def export(
             Defaults to `model.serving_defaults()`, or to none.
         work: A folder for the finished parts of baked tables: an export that was killed goes on there. They are removed
             at the end. Defaults to a hidden folder in `base`.
+        warmup: bool. Whether warm-up requests are written for every signature, drawn from the examples: a server sends
+            them to itself before it says that a version is ready. They need `tensorflow-serving-api` (the extra
+            `serving`); without it, or without examples, there are none, and the result says so. Defaults to `True`.
 
     Returns:
         What was written. Its `baking`, which is also in `kser_tf.json`, holds `how` (`"baked"`, `"precomputed"`: the
@@ -146,9 +157,9 @@ def export(
         `largest` and `mean` one to the model's own on the examples.
 
     Raises:
-        ExportError: The model cannot be exported, with the reason and the mend: it is not built, touches a table that
-            it does not hold, returns something else than a score for each row, calls Python functions, or would have a
-            label as an input.
+        ExportError: The model cannot be exported, with the reason and the mend: it is not built, its store is
+            neither the one that it was trained with nor an extension of it, it touches a table that it does not hold,
+            returns something else than a score for each row, calls Python functions, or would have a label as an input.
         FileError: The place cannot be written to.
 
     Example:
@@ -167,6 +178,7 @@ def export(
         bake=bake,
         signatures=signatures,
         work=work,
+        warmup=warmup,
     )
 
 
@@ -181,6 +193,7 @@ def write_export(
     bake: BakeType | None,
     signatures: Sequence[str] | None,
     work: str | Path | None,
+    warmup: bool,
     previous: Mapping[str, BakedRows] | None = None,
     changed: Mapping[str, Any] | None = None,
     refreshed: Mapping[str, Any] | None = None,
@@ -205,11 +218,13 @@ def write_export(
     except KserError as error:
         raise ExportError(str(error)) from error
     lookups = [holder for holder in holders if isinstance(holder, KnowledgeLookup)]
+    if refreshed is None:  # `refresh` has compared the rows themselves
+        for lookup in lookups:
+            require_own_store(lookup)
     made, missing = make_signatures(scorer, bakeables, rows, signatures)
     fingerprint = weights_fingerprint(model)
     work = base / WORK_FOLDER if work is None else Path(work)
     with contextlib.ExitStack() as stack:
-        _require_stores(lookups)
         stores = [describe_store(lookup) for lookup in lookups]
         began = time.monotonic()
         tables: Sequence[Any] = []
@@ -253,7 +268,7 @@ def write_export(
                 contract.save_examples(
                     folder / contract.examples_file(signature.name), signature.rows, answers[signature.name]
                 )
-        # Warm-up requests, drawn from `made[...].rows`, are written here, before the files are counted.
+        told_of_warmup = _write_warmup(made, folder, base.resolve().name) if warmup else _no_warmup("not asked for")
         files = _files_in(folder)
         export_fingerprint = sha256_of_json(files)
         description = {
@@ -272,6 +287,7 @@ def write_export(
             ],
             "stores": stores,
             "baking": baking,
+            "warmup": told_of_warmup,
             "refreshed": refreshed,
             "metadata": metadata,
             "examples": 0 if rows is None else len(own[contract.LOGIT]),
@@ -280,7 +296,23 @@ def write_export(
         }
         write_json(folder / contract.DESCRIPTION_FILE, description)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return ExportResult(base / str(version), version, written, size, export_fingerprint, baking)
+    return ExportResult(base / str(version), version, written, size, export_fingerprint, baking, told_of_warmup)
+
+
+def _write_warmup(signatures: Sequence[Signature], folder: Path, model_name: str) -> dict[str, Any]:
+    """Writes warm-up requests for every signature that has rows. Returns how many, and if none, why."""
+    rows = {signature.name: signature.rows for signature in signatures if signature.rows is not None}
+    if not rows.get(contract.SIGNATURE) or not len(next(iter(rows[contract.SIGNATURE].values()))):
+        return _no_warmup("there are no examples to draw them from")
+    try:
+        write_warmup(folder, rows, model_name=model_name, records=WARMUP_RECORDS)
+    except MissingExtraError as error:
+        return _no_warmup(str(error))
+    return {"requests": WARMUP_RECORDS, "signatures": sorted(rows), "left_out": None}
+
+
+def _no_warmup(reason: str) -> dict[str, Any]:
+    return {"requests": 0, "signatures": [], "left_out": reason}
 
 
 def _answers(signatures: Sequence[Signature]) -> dict[str, dict[str, Any]]:
@@ -294,14 +326,6 @@ def _difference(own: Mapping[str, Any], answers: Mapping[str, Any] | None) -> di
     difference = abs(own[contract.LOGIT].astype(float) - answers[contract.LOGIT])
     difference = difference[np.isfinite(difference)]
     return {"largest": float(difference.max(initial=0)), "mean": float(difference.mean()) if len(difference) else 0.0}
-
-
-def _require_stores(lookups: Sequence[KnowledgeLookup]) -> None:
-    for lookup in lookups:
-        try:
-            lookup.tables()
-        except ValueError as error:
-            raise ExportError(str(error)) from None
 
 
 def _needed(lookups: Sequence[KnowledgeLookup], baked_ones: Sequence[Bakeable]) -> list[KnowledgeLookup]:
@@ -373,14 +397,12 @@ def _name_methods(folder: Path, methods: Mapping[str, str]) -> Any:
 
     The savers write "predict" for all, and servers that check the name let it not be classified by.
     """
-    path = folder / tf.saved_model.SAVED_MODEL_FILENAME_PB
-    saved_model = saved_model_pb2.SavedModel()
-    saved_model.ParseFromString(path.read_bytes())
-    meta_graph = saved_model.meta_graphs[0]
+    saved_model = read_saved_model(folder)
+    meta_graph = served_graph(saved_model)
     if any(method != _METHODS["predict"] for method in methods.values()):
         for name, method in methods.items():
             meta_graph.signature_def[name].method_name = method
-        path.write_bytes(saved_model.SerializeToString())
+        (folder / tf.saved_model.SAVED_MODEL_FILENAME_PB).write_bytes(saved_model.SerializeToString())
     return meta_graph
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kser_tf.errors import ExportError
 from kser_tf.layers import KnowledgeLookup
 
 _ROWS_AT_ONCE = 4096
@@ -46,6 +47,28 @@ def describe_store(lookup: KnowledgeLookup) -> dict[str, Any]:
         **{key: manifest[key] for key in _OF_A_KIND if key in manifest},
         **({"shuffled": manifest["shuffled"]} if "shuffled" in manifest else {}),
     }
+
+
+def require_own_store(lookup: KnowledgeLookup) -> None:
+    """Refuses a store that is neither the one that a model was trained with nor an extension of it.
+
+    Raises:
+        ExportError: It is another one, or the layer has none.
+    """
+    try:
+        tables = lookup.tables()
+    except ValueError as error:
+        raise ExportError(str(error)) from None
+    manifest = tables.manifest or {}
+    # A shuffled view has the rows of the store that it is of, under other ids.
+    extended = [] if "shuffled" in manifest else manifest.get("extends", [])
+    if lookup.trained_with is not None and lookup.trained_with not in (tables.fingerprint, *extended):
+        raise ExportError(
+            f"{lookup.name}: the model was trained with the store {lookup.trained_with}, and is connected to "
+            f"{tables.fingerprint}, which is neither that store nor an extension of it (KnowledgeStore.extended). Connect "
+            "the store that it was trained with; or, if it has been trained on this one since, say so: "
+            "layer.trained_with = store.fingerprint."
+        )
 
 
 def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:

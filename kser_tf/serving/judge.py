@@ -284,13 +284,25 @@ class Judge:
             for output in self._compared
             if output in expected and output in self._native.answers
         }
+        for signature, answers in self._native.others.items():
+            kept = self._others[signature]
+            apart |= {
+                f"{signature}/{output}": differences(answers[output], kept[output])
+                for output in sorted(kept.keys() & answers.keys())
+                if output not in self._uncompared
+            }
+        called = f"{1 + len(self._native.others)} signatures called; " if self._native.others else ""
         if not apart:
             return Check(name, True, f"{times}; answers not compared: there are no others")
         largest = max(absolute for absolute, _ in apart.values())
         if any(relative > self._tolerance for _, relative in apart.values()):
-            detail = f"its answers differ from {whose} by {largest:.1e}, and {self._tolerance:g} is tolerated"
+            wrong = [output for output, (_, relative) in apart.items() if relative > self._tolerance]
+            detail = (
+                f"its answers differ from {whose} by {largest:.1e} ({', '.join(wrong)}), and {self._tolerance:g} is "
+                "tolerated"
+            )
             return Check(name, False, f"{detail}. {EXPORT_AGAIN}")
-        return Check(name, True, f"{times}; answers as {whose}, within {largest:.1e}")
+        return Check(name, True, f"{times}; {called}answers as {whose}, within {largest:.1e}")
 
     def _warmup(self) -> Check:
         name = "warm-up"

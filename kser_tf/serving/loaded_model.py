@@ -79,9 +79,23 @@ def read_meta_graph(path: str | Path) -> Any:
         ValueError: No graph has the tag `serve`.
         OSError, google.protobuf.message.DecodeError: It cannot be read.
     """
+    return served_graph(read_saved_model(path))
+
+
+def read_saved_model(path: str | Path) -> Any:
+    """Returns the whole `SavedModel` message, without loading it. Raises as `read_meta_graph`."""
     content = saved_model_pb2.SavedModel()
     content.ParseFromString((Path(path) / tf.saved_model.SAVED_MODEL_FILENAME_PB).read_bytes())
-    for meta_graph in content.meta_graphs:
+    return content
+
+
+def served_graph(saved_model: Any) -> Any:
+    """Returns that `MetaGraphDef` of a `SavedModel` message which a server takes.
+
+    Raises:
+        ValueError: No graph has the tag `serve`.
+    """
+    for meta_graph in saved_model.meta_graphs:
         if tf.saved_model.SERVING in meta_graph.meta_info_def.tags:
             return meta_graph
     raise ValueError(f"no graph in it has the tag `{tf.saved_model.SERVING}`")

@@ -1,10 +1,10 @@
-// Loads a SavedModel as TF Serving does, from C++ and with no Python anywhere, and answers one request.
+// Loads a SavedModel as TF Serving does, from C++ and with no Python anywhere, and answers requests.
 //
 //   native_loader SAVED_MODEL REQUEST ANSWERS
 //
 // REQUEST and ANSWERS are files in the machine's own byte order, written and read by native_loader.py:
-//   REQUEST  uint32 number of inputs, the inputs; uint32 number of outputs, their names
-//   ANSWERS  double seconds of loading, double seconds of the run; uint32 number of outputs, the outputs
+//   REQUEST  uint32 number of requests; of each uint32 number of inputs, the inputs; uint32 number of outputs, their names
+//   ANSWERS  double seconds of loading; for each request double seconds of the run, uint32 number of outputs, the outputs
 //   text     uint32 length, bytes
 //   input, output   text name ("operation:index"), int32 TF_DataType, uint32 rank, int64 sizes[rank], then the values:
 //                   for strings of each uint64 length and bytes, else uint64 number of bytes, bytes
@@ -144,22 +144,9 @@ void WriteTensor(Writer& writer, const std::string& name, const TF_Tensor* tenso
   writer.Bytes(TF_TensorData(tensor), TF_TensorByteSize(tensor));
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (argc != 4) Fail(kFileError, "usage: native_loader SAVED_MODEL REQUEST ANSWERS");
+// Reads a request, has it answered, and writes the answer.
+void Answer(TF_Session* session, TF_Graph* graph, Reader& reader, Writer& writer) {
   TF_Status* status = TF_NewStatus();
-  TF_Graph* graph = TF_NewGraph();
-  TF_SessionOptions* options = TF_NewSessionOptions();
-  const char* const tags[] = {"serve"};
-
-  auto start = std::chrono::steady_clock::now();
-  TF_Session* session =
-      TF_LoadSessionFromSavedModel(options, nullptr, argv[1], tags, 1, graph, nullptr, status);
-  Check(status, kLoadError);
-  const double load_seconds = SecondsSince(start);
-
-  Reader reader(argv[2]);
   std::vector<TF_Output> inputs(reader.Number<uint32_t>());
   std::vector<TF_Tensor*> values;
   for (TF_Output& input : inputs) {
@@ -174,21 +161,40 @@ int main(int argc, char** argv) {
   }
 
   std::vector<TF_Tensor*> answers(outputs.size());
-  start = std::chrono::steady_clock::now();
+  const auto start = std::chrono::steady_clock::now();
   TF_SessionRun(session, nullptr, inputs.data(), values.data(), inputs.size(), outputs.data(), answers.data(),
                 outputs.size(), nullptr, 0, nullptr, status);
   Check(status, kRunError);
-  const double run_seconds = SecondsSince(start);
-
-  Writer writer(argv[3]);
-  writer.Number(load_seconds);
-  writer.Number(run_seconds);
+  writer.Number(SecondsSince(start));
   writer.Number<uint32_t>(answers.size());
   for (size_t i = 0; i < answers.size(); ++i) WriteTensor(writer, names[i], answers[i]);
-  writer.Close();
 
   for (TF_Tensor* tensor : values) TF_DeleteTensor(tensor);
   for (TF_Tensor* tensor : answers) TF_DeleteTensor(tensor);
+  TF_DeleteStatus(status);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 4) Fail(kFileError, "usage: native_loader SAVED_MODEL REQUEST ANSWERS");
+  TF_Status* status = TF_NewStatus();
+  TF_Graph* graph = TF_NewGraph();
+  TF_SessionOptions* options = TF_NewSessionOptions();
+  const char* const tags[] = {"serve"};
+
+  const auto start = std::chrono::steady_clock::now();
+  TF_Session* session =
+      TF_LoadSessionFromSavedModel(options, nullptr, argv[1], tags, 1, graph, nullptr, status);
+  Check(status, kLoadError);
+  const double load_seconds = SecondsSince(start);
+
+  Reader reader(argv[2]);
+  Writer writer(argv[3]);
+  writer.Number(load_seconds);
+  for (auto requests = reader.Number<uint32_t>(); requests > 0; --requests) Answer(session, graph, reader, writer);
+  writer.Close();
+
   TF_CloseSession(session, status);
   TF_DeleteSession(session, status);
   TF_DeleteSessionOptions(options);

@@ -53,8 +53,9 @@ class NativeResult:
         not_run: str. Why it was not built or run at all; empty if it was.
         error: str. What went wrong in it; empty if nothing did.
         load_seconds: float. Seconds that loading took.
-        run_seconds: float. Seconds of the one request, the first after loading.
+        run_seconds: float. Seconds of the first request after loading.
         answers: The signature's outputs by name.
+        others: For each further signature its outputs by name.
     """
 
     not_run: str = ""
@@ -62,24 +63,33 @@ class NativeResult:
     load_seconds: float = 0.0
     run_seconds: float = 0.0
     answers: dict[str, np.ndarray] = field(default_factory=dict)
+    others: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 class CannotBuildError(Exception):
     """There is no compiler, or TensorFlow's installation lacks what the program needs."""
 
 
-def run(path: str | Path, signature: Mapping[str, Any], rows: Mapping[str, np.ndarray]) -> NativeResult:
-    """Loads the SavedModel at `path` in a C++ process, by `TF_LoadSessionFromSavedModel`, and calls a signature.
+def run(
+    path: str | Path,
+    signature: Mapping[str, Any],
+    rows: Mapping[str, np.ndarray],
+    others: Mapping[str, tuple[Mapping[str, Any], Mapping[str, np.ndarray]]] | None = None,
+) -> NativeResult:
+    """Loads the SavedModel at `path` in a C++ process, by `TF_LoadSessionFromSavedModel`, and calls signatures.
 
     Args:
         path: The SavedModel.
         signature: Its `inputs` and `outputs`, as `contract.describe_signatures` returns them.
         rows: For each input its values, as `contract.as_table` returns them.
+        others: Further signatures to call, each with its rows. Defaults to none.
 
     Returns:
         What was found. That the program cannot be built is a result, no error.
     """
-    unknown = {spec["dtype"] for part in signature.values() for spec in part.values()} - _TYPES.keys()
+    requests = [(signature, rows), *(others or {}).values()]
+    parts = [part for called, _ in requests for part in called.values()]
+    unknown = {spec["dtype"] for part in parts for spec in part.values()} - _TYPES.keys()
     if unknown:
         return NativeResult(not_run=f"the program does not know {', '.join(sorted(unknown))} tensors")
     try:
@@ -89,7 +99,9 @@ def run(path: str | Path, signature: Mapping[str, Any], rows: Mapping[str, np.nd
     with tempfile.TemporaryDirectory(prefix="kser_tf_native_") as name:
         request, answers = Path(name) / "request", Path(name) / "answers"
         with open(request, "wb") as file:
-            _write_request(file, signature, rows)
+            file.write(struct.pack("=I", len(requests)))
+            for called, given in requests:
+                _write_request(file, called, given)
         process = subprocess.run(
             [str(program), str(path), str(request), str(answers)],
             capture_output=True,
@@ -102,7 +114,11 @@ def run(path: str | Path, signature: Mapping[str, Any], rows: Mapping[str, np.nd
             lines = process.stderr.strip().splitlines()
             return NativeResult(error=f"{stage}: {lines[-1] if lines else 'no message'}")
         with open(answers, "rb") as file:
-            return _read_answers(file, signature)
+            (load_seconds,) = _read(file, "d")
+            found = [_read_answers(file, called) for called, _ in requests]
+        (run_seconds, own), *further = found
+        named = {name: outputs for name, (_, outputs) in zip(others or {}, further, strict=True)}
+        return NativeResult("", "", load_seconds, run_seconds, own, named)
 
 
 def build() -> Path:
@@ -167,8 +183,9 @@ def _write_text(file: BinaryIO, text: str) -> None:
     file.write(struct.pack("=I", len(encoded)) + encoded)
 
 
-def _read_answers(file: BinaryIO, signature: Mapping[str, Any]) -> NativeResult:
-    load_seconds, run_seconds, _ = _read(file, "ddI")
+def _read_answers(file: BinaryIO, signature: Mapping[str, Any]) -> tuple[float, dict[str, np.ndarray]]:
+    """Reads the answer to one request: its seconds, and the outputs by name."""
+    run_seconds, _ = _read(file, "dI")
     answers = {}
     for name in signature["outputs"]:  # in the order of the request
         (length,) = _read(file, "I")
@@ -181,7 +198,7 @@ def _read_answers(file: BinaryIO, signature: Mapping[str, Any]) -> NativeResult:
         else:
             (size,) = _read(file, "Q")
             answers[name] = np.frombuffer(file.read(size), np.dtype(_NAMES[dtype])).reshape(shape)
-    return NativeResult(load_seconds=load_seconds, run_seconds=run_seconds, answers=answers)
+    return run_seconds, answers
 
 
 def _read(file: BinaryIO, layout: str) -> tuple[Any, ...]:

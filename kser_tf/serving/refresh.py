@@ -33,6 +33,7 @@ def refresh(
     examples: Features | None = None,
     metadata: Mapping[str, Any] | None = None,
     work: str | Path | None = None,
+    warmup: bool = True,
     **arguments: Any,
 ) -> ExportResult:
     """Adds entities that have come into the knowledge store to a served model, as a new version `<base>/<n>`.
@@ -52,6 +53,7 @@ def refresh(
         examples: As for `export`. Defaults to those of the old version.
         metadata: As for `export`. Defaults to that of the old version.
         work: As for `export`.
+        warmup: As for `export`.
         **arguments: `inputs`, `preprocess`, `serve`, `defaults`, as they were given to `export`.
 
     Returns:
@@ -109,6 +111,7 @@ def refresh(
         bake=description["baking"]["dtype"],
         signatures=[kind for kind in OPTIONAL_SIGNATURES if kind not in description["signatures_left_out"]],
         work=work,
+        warmup=warmup,
         previous=previous,
         changed=changed,
         refreshed={
@@ -131,7 +134,7 @@ def _old_version(base: Path, of: int | None) -> tuple[Path, dict[str, Any]]:
             f"{', '.join(sorted(entry.name for entry in there))}. {_EXPORT_ANEW}"
         )
     description = read_json(path / contract.DESCRIPTION_FILE)
-    if "stores" not in description or "model_fingerprint" not in description:
+    if not {"stores", "model_fingerprint", "warmup"} <= description.keys():
         raise ExportError(
             f"{path} was written by an earlier kser-tf, which did not note what a refresh needs. {_EXPORT_ANEW}"
         )
@@ -188,5 +191,11 @@ def _baked_rows(path: Path, bakeable: Bakeable) -> BakedRows:
 def _result(path: Path, description: dict[str, Any]) -> ExportResult:
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return ExportResult(
-        path, int(path.name), description["signatures"], size, description["fingerprint"], description["baking"]
+        path,
+        int(path.name),
+        description["signatures"],
+        size,
+        description["fingerprint"],
+        description["baking"],
+        description["warmup"],
     )

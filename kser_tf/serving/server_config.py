@@ -25,14 +25,13 @@ METRICS_PATH = "/monitoring/prometheus/metrics"
 # The TensorFlow that this package is tested with; a server has to be as new as what wrote the model.
 IMAGE = "tensorflow/serving:2.21.0"
 
-# Measured by benchmarks/serving_latency.py on 2 cores that were busy with other things too (DIN, session loader, no
-# network, 2 and 4 callers), rows a second by rows a call: 1: 2,600 to 4,600; 16: 45,000 to 50,000; 64: 140,000 to
-# 200,000; 256: 220,000 to 330,000; 512: 280,000 to 310,000; 1,024 to 4,096: 280,000 to 420,000. Above 512 little is
-# gained, and such a batch takes 2.4 ms (99th percentile 9 ms).
+# Where rows a second hardly grow any more with the rows of a call: `sweep` in benchmarks/results/serving_latency.json (DIN,
+# baked, session loader, no network), which tests/test_server_config.py compares with this value. `python
+# benchmarks/serving_latency.py --only-sweep` makes it anew.
 EXECUTED_ROWS = 512
-# A call of one row takes 0.25 ms, and one of 64 rows 0.7 ms: to wait for company costs a lonely request no more than that.
+# About what a call of a few rows takes (`latency` there): to wait for company costs a lonely request no more than that.
 BATCH_TIMEOUT_MICROS = 500
-# As many full batches, on two threads, are 40 ms of waiting (150 ms by the 99th percentile); beyond, a server refuses.
+# As many full batches, on two threads, are some tens of milliseconds of waiting; beyond, a server refuses.
 ENQUEUED_BATCHES = 32
 # A larger request is refused; up to it, a request of more than `EXECUTED_ROWS` is split.
 LARGEST_REQUEST_ROWS = 10_000

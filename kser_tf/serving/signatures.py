@@ -13,6 +13,7 @@ from kser_tf.errors import ExportError
 from kser_tf.serving import contract
 from kser_tf.serving.baking import Bakeable
 from kser_tf.serving.scorer import Features, Scorer
+from kser_tf.serving.tf_examples import serialized_examples
 
 # The kinds that can be left out; `serving_default` cannot.
 OPTIONAL_SIGNATURES = (contract.WITH_KNOWLEDGE, contract.EXAMPLES, contract.EMBEDDINGS)
@@ -127,8 +128,7 @@ def _examples(scorer: Scorer, rows: Mapping[str, np.ndarray] | None) -> list[Sig
     example = None
     if rows is not None:
         ragged = [name for name, spec in scorer.specs.items() if _is_ragged(spec)]
-        serialized = serialized_examples(rows, defaults=scorer.defaults, ragged=ragged)
-        example = {contract.EXAMPLES_INPUT: np.array(serialized, dtype=np.bytes_)}
+        example = {contract.EXAMPLES_INPUT: serialized_examples(rows, defaults=scorer.defaults, ragged=ragged)}
 
     def score(given: Features) -> dict[str, Any]:
         parsed = tf.io.parse_example(given[contract.EXAMPLES_INPUT], features)
@@ -166,55 +166,6 @@ def _parsed_feature(name: str, spec: tf.TensorSpec, defaults: Mapping[str, Any])
 def _is_ragged(spec: tf.TensorSpec) -> bool:
     """Whether an input has a list of any length in each row."""
     return spec.shape.rank == 2 and spec.shape[1] is None
-
-
-def serialized_examples(
-    rows: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None, ragged: Sequence[str] = ()
-) -> list[bytes]:
-    """Returns each row as a serialized `tf.Example`, for the signatures `examples`, `classify` and `regress`.
-
-    Args:
-        rows: For each input its values, `(rows, ...)`.
-        defaults: For each input what stands for "no value". A feature that holds nothing else is left out.
-        ragged: The inputs that hold a list of any length: what is missing at a list's end is left out.
-    """
-    count, defaults = len(next(iter(rows.values()), ())), defaults or {}
-    return [
-        _serialized(
-            {name: _present(np.ravel(values[row]), defaults.get(name), name in ragged) for name, values in rows.items()}
-        )
-        for row in range(count)
-    ]
-
-
-def _serialized(row: Mapping[str, np.ndarray]) -> bytes:
-    example = tf.train.Example()
-    for name, values in row.items():
-        if not len(values):
-            continue
-        feature = example.features.feature[name]
-        if values.dtype.kind == "f":
-            feature.float_list.value.extend(values.tolist())
-        elif values.dtype.kind in "iub":
-            feature.int64_list.value.extend(values.astype(np.int64).tolist())
-        else:
-            feature.bytes_list.value.extend(v.encode() if isinstance(v, str) else v for v in values.tolist())
-    content = example.SerializeToString(deterministic=True)
-    # NumPy's byte strings lose zeros at their end. A field that no reader knows, of value 1, keeps them.
-    return content + b"\x78\x01" if content.endswith(b"\0") else content
-
-
-def _present(values: np.ndarray, missing: Any, ragged: bool) -> np.ndarray:
-    """The values of a row without what is missing: all of them, or those at the end."""
-    if missing is None:
-        return values
-    if isinstance(missing, str):
-        present = np.array([value not in (missing, missing.encode()) for value in values.tolist()], dtype=bool)
-    else:
-        present = ~np.isnan(values) if missing != missing else values != missing
-    if not present.any():
-        return values[:0]
-    return values[: np.flatnonzero(present)[-1] + 1] if ragged else values
 
 
 def _embeddings(bakeables: Sequence[Bakeable]) -> list[Signature]:
