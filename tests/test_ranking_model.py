@@ -11,6 +11,8 @@ from kser_tf.schema import DatasetSchema, Feature
 
 pytestmark = pytest.mark.tfrs
 
+BACKBONES = ["autoint", "dcn", "dcn_v2", "deepfm", "dien", "din", "dlrm", "fibinet", "fignn", "xdeepfm"]
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
@@ -50,7 +52,7 @@ def randomise(model, seed=0):
     model.set_weights([rng.normal(size=weight.shape).astype("float32") for weight in model.get_weights()])
 
 
-@pytest.mark.parametrize("backbone", ["din", "dcn_v2"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_fresh_knowledge_changes_no_prediction_by_a_bit(schema, store, raw, backbone):
     base = make(schema, backbone=backbone)
     randomise(base)
@@ -213,13 +215,13 @@ def test_dcn_v2_crosses_against_numpy():
 def test_a_backbone_of_ones_own_needs_no_change_here(schema):
     from kser_tf.models import backbones
 
-    assert backbones.names() == ["dcn_v2", "din"]
+    assert backbones.names() == BACKBONES
     model = make(schema, backbone="test_ranking_model:LastLayerOnly")
     assert model.core.__class__.__name__ == "LastLayerOnly"
 
 
 def test_unknown_backbones_are_refused(schema):
-    with pytest.raises(ConfigError, match=r"no backbone is called 'dim'\. There are: dcn_v2, din"):
+    with pytest.raises(ConfigError, match=r"no backbone is called 'dim'\. There are: autoint, dcn, dcn_v2, deepfm"):
         make(schema, backbone="dim")
     with pytest.raises(ConfigError, match="cannot be imported"):
         make(schema, backbone="no_such_module:Class")
