@@ -441,6 +441,20 @@ def test_a_model_folder_is_read_back(model: Any, store_path: Path, tmp_path: Pat
     np.testing.assert_array_equal(served_world.own(load_model(tmp_path), rows), served_world.own(model, rows))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_extractor_only_leaves_the_core_as_it_was(name: str, store_path: Path) -> None:
+    model = served_world.ranking_model(KnowledgeStore.open(store_path), name)
+    kser_tf.extractor_only(model)
+    model.compile(tf.keras.optimizers.Adam(0.01))
+    core, output = model.core.get_weights(), model.output_layer.get_weights()
+    model.train_step((model.indexer(served_world.rows(16)), tf.constant([0.0, 1.0] * 8)))
+    for before, after in zip(core, model.core.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert not np.array_equal(output[0], model.output_layer.get_weights()[0])
+    assert model.core.weights
+    assert not model.core.trainable_weights
+
+
 def test_the_configuration_for_comparing_backbones_has_them_all() -> None:
     from kser_tf.models import backbones
     from kser_tf.pipelines.run import load_run_config, train_config
