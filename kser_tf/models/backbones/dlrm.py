@@ -22,7 +22,7 @@ class DLRM(FieldBackbone):
 
     Args:
         bottom_units: Widths of the bottom part's hidden layers; a layer of the embeddings' width follows them. Defaults to
-            `(64,)`. The paper's `(512, 256)` is for 13 numeric features.
+            `(64,)`. The paper's `(512, 256, 64)` is for 13 numeric features.
         **kwargs: See `FieldBackbone`.
 
     References:

@@ -24,9 +24,9 @@ class FiGNN(FieldBackbone):
     The score of a row is the sum of its nodes' scores, each node weighed: `y = sum over i of s_i MLP_1(h_i)`, with `s =
     sigmoid(W [h_1, ..., h_m])`. `MLP_1` is the deep part and, behind the sum, the output layer, since that is linear.
 
-    The steps share their matrices, as in the paper; the GRU is Keras'. What the paper leaves open is as in its reference
-    implementations: `A` sums to 1 over the fields that a field hears, the attention has a residual connection, the weights `s`
-    come from all nodes together.
+    The steps share their matrices; the GRU is Keras'. What the paper leaves open is as in public implementations: `A` sums to
+    1 over the fields that a field hears, the attention has a residual connection, the weights `s` come from all nodes
+    together.
 
     Args:
         steps: int. How often the fields tell each other. Defaults to `3`.

@@ -22,7 +22,7 @@ class XDeepFM(FieldBackbone):
     which are the paper's three logits. As in the paper's best setting, no activation follows a CIN layer.
 
     Args:
-        cin_units: Number of rows that each CIN layer makes. Defaults to `(100, 100)`, the paper's for its smallest data set.
+        cin_units: Number of rows that each CIN layer makes. Defaults to `(100, 100)`, the paper's for one of its data sets.
         **kwargs: See `FieldBackbone`.
 
     References:
