@@ -11,6 +11,8 @@ from kser_tf.schema import DatasetSchema, Feature
 
 pytestmark = pytest.mark.tfrs
 
+BACKBONES = ["autoint", "dcn", "dcn_v2", "deepfm", "dien", "din", "dlrm", "fibinet", "fignn", "xdeepfm"]
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
@@ -50,7 +52,7 @@ def randomise(model, seed=0):
     model.set_weights([rng.normal(size=weight.shape).astype("float32") for weight in model.get_weights()])
 
 
-@pytest.mark.parametrize("backbone", ["din", "dcn_v2"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_fresh_knowledge_changes_no_prediction_by_a_bit(schema, store, raw, backbone):
     base = make(schema, backbone=backbone)
     randomise(base)
@@ -213,13 +215,13 @@ def test_dcn_v2_crosses_against_numpy():
 def test_a_backbone_of_ones_own_needs_no_change_here(schema):
     from kser_tf.models import backbones
 
-    assert backbones.names() == ["dcn_v2", "din"]
+    assert backbones.names() == BACKBONES
     model = make(schema, backbone="test_ranking_model:LastLayerOnly")
     assert model.core.__class__.__name__ == "LastLayerOnly"
 
 
 def test_unknown_backbones_are_refused(schema):
-    with pytest.raises(ConfigError, match=r"no backbone is called 'dim'\. There are: dcn_v2, din"):
+    with pytest.raises(ConfigError, match=r"no backbone is called 'dim'\. There are: autoint, dcn, dcn_v2, deepfm"):
         make(schema, backbone="dim")
     with pytest.raises(ConfigError, match="cannot be imported"):
         make(schema, backbone="no_such_module:Class")
@@ -230,6 +232,42 @@ def test_unknown_backbones_are_refused(schema):
 def test_a_base_of_another_kind_is_refused(schema, store):
     with pytest.raises(ConfigError, match="base was trained with backbone='dcn_v2', this model has 'din'"):
         make(schema, store).copy_backbone(make(schema, backbone="dcn_v2"))
+
+
+def test_a_backbones_own_options(schema, raw, tmp_path):
+    from kser_tf.models.model_folder import WEIGHTS_FILE, load_model, save_model
+
+    model = make(schema, backbone="xdeepfm", backbone_options={"cin_units": (3, 2)})
+    randomise(model)
+    assert [layer.units for layer in model.core._cin] == [3, 2]
+    save_model(tmp_path, model, {})
+    model.save_weights(tmp_path / WEIGHTS_FILE)
+    loaded = load_model(tmp_path)
+    np.testing.assert_array_equal(loaded.serve(raw)["logit"], model.serve(raw)["logit"])
+    again = make(schema, backbone="xdeepfm", backbone_options={"cin_units": (3, 2)})
+    again.copy_backbone(loaded)
+    np.testing.assert_array_equal(again.serve(raw)["logit"], model.serve(raw)["logit"])
+    with pytest.raises(ConfigError, match="base was trained with backbone_options="):
+        make(schema, backbone="xdeepfm").copy_backbone(loaded)
+
+
+def test_options_that_a_backbone_does_not_have_are_refused(schema):
+    with pytest.raises(
+        ConfigError, match=r"dcn has no option 'cross_layer'\. Did you mean 'cross_layers'\? It has: cross_l"
+    ):
+        make(schema, backbone="dcn", backbone_options={"cross_layer": 2})
+    with pytest.raises(ConfigError, match=r"deepfm has no option 'hidden_units'\. It has: none"):
+        make(schema, backbone="deepfm", backbone_options={"hidden_units": (2,)})
+
+
+def test_training_takes_in_diens_auxiliary_loss(schema, raw):
+    model = make(schema, backbone="dien", backbone_options={"auxiliary_loss": 0.5})
+    model.compile(tf.keras.optimizers.SGD(0.0))
+    features = model.indexer(raw)
+    found = model.train_step((features, tf.ones(64)))
+    assert found["regularization_loss"] > 0.1
+    np.testing.assert_allclose(found["total_loss"], found["loss"] + found["regularization_loss"], rtol=1e-6)
+    assert model.test_step((features, tf.ones(64)))["regularization_loss"] == 0
 
 
 def test_a_model_folder_is_read_back_and_guards_its_store(schema, raw, tmp_path):

@@ -7,7 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from kser_tf.schema import DatasetSchema, Feature
+from kser_tf.schema import DatasetSchema, Feature, Kind
+
+FLAT_KINDS: tuple[Kind, ...] = ("categorical", "multi", "numeric")
 
 
 class Backbone(tf.keras.layers.Layer):
@@ -43,9 +45,9 @@ class Backbone(tf.keras.layers.Layer):
                 layers.append(tf.keras.layers.Dropout(self.dropout))
         return layers
 
-    def flat_fields(self, embeddings: Mapping[str, Any]) -> list[Any]:
-        """Returns the embeddings of all features but the sequences, in the schema's order."""
-        return [embeddings[feature.name] for feature in self.schema.features if feature.kind != "sequence"]
+    def flat_fields(self, embeddings: Mapping[str, Any], kinds: Sequence[Kind] = FLAT_KINDS) -> list[Any]:
+        """Returns the embeddings of all features of some kinds, in the schema's order: of all but the sequences."""
+        return [embeddings[feature.name] for feature in self.schema.features if feature.kind in kinds]
 
     def groups(self) -> dict[str, list[Feature]]:
         """Returns the sequence features, group by group; what belongs to the candidate's vocabulary comes first in its group."""
@@ -59,8 +61,26 @@ class Backbone(tf.keras.layers.Layer):
             for name, features in found.items()
         }
 
+    def attended_groups(self) -> list[str]:
+        """Returns the groups whose items can be compared with the candidate, since they are of one vocabulary."""
+        vocabulary = self.schema.feature(self.schema.item_id).vocabulary
+        return [name for name, features in self.groups().items() if features[0].vocabulary == vocabulary]
+
+
+def in_turn(layers: Sequence[Any], inputs: Any) -> Any:
+    """Returns what the last of `layers` makes, each having been given what the one before it made."""
+    for layer in layers:
+        inputs = layer(inputs)
+    return inputs
+
 
 def masked_mean(sequence: Any, mask: Any) -> Any:
     """Returns the mean of `(batch, length, width)` over the places where `mask` is true; 0 where there is none."""
     present = tf.cast(mask, sequence.dtype)[..., None]
     return tf.reduce_sum(sequence * present, 1) / tf.maximum(tf.reduce_sum(present, 1), 1)
+
+
+def masked_softmax(score: Any, mask: Any) -> Any:
+    """Returns the softmax of `(batch, length)` over the places where `mask` is true, and 0 elsewhere."""
+    weights = tf.nn.softmax(tf.where(mask, score, tf.fill(tf.shape(score), score.dtype.min)))
+    return tf.where(mask, weights, tf.zeros_like(weights))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,6 +12,7 @@ class RankingModelConfig:
 
     Args:
         backbone: Name of a module in `kser_tf.models.backbones`, or "package.module:Class".
+        backbone_options: The backbone's own hyper-parameters, such as `{cross_layers: 4}`; its class tells them.
         embedding_width: Width of every feature's embedding.
         embedding_l2: Weight of the L2 penalty on the embedding tables.
         id_dropout: Share of the entities that a training step takes for unknown, so that the model learns what to say of cold
@@ -28,6 +30,7 @@ class RankingModelConfig:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     backbone: str = "din"
+    backbone_options: dict[str, Any] = field(default_factory=dict)
     embedding_width: int = 32
     embedding_l2: float = 0.0
     id_dropout: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +70,11 @@ class RankingModel(tfrs.Model):
             name="embedding",
         )
         self.core = backbones.get(self.config.backbone)(
-            schema, hidden_units=self.config.hidden_units, dropout=self.config.dropout, name="core"
+            schema,
+            hidden_units=self.config.hidden_units,
+            dropout=self.config.dropout,
+            **backbones.checked_options(self.config.backbone, self.config.backbone_options),
+            name="core",
         )
         # float32 in every precision policy: TFRS adds float32 to the loss, and a logit in half precision saturates.
         self.output_layer = tf.keras.layers.Dense(1, dtype="float32", name="output")
@@ -122,8 +127,9 @@ class RankingModel(tfrs.Model):
                 "the base was trained on other features or vocabularies: prepare and train it anew on this data set."
             )
         ours, theirs = dataclasses.asdict(self.config), dataclasses.asdict(other.config)
-        for name in ("backbone", "embedding_width", "hidden_units"):
-            if ours[name] != theirs[name]:
+        for name in ("backbone", "backbone_options", "embedding_width", "hidden_units"):
+            # As JSON: a model read from its folder has lists where the one that was written may have had tuples.
+            if json.dumps(ours[name], sort_keys=True) != json.dumps(theirs[name], sort_keys=True):
                 raise ConfigError(
                     f"the base was trained with {name}={theirs[name]!r}, this model has {ours[name]!r}. They must agree."
                 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Mapping
+from typing import Any
 
 from kser_tf.errors import ConfigError
 from kser_tf.models.backbone import Backbone
@@ -42,3 +46,29 @@ def get(name: str) -> type[Backbone]:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Backbone) and value.__module__ == module.__name__
     )
+
+
+def checked_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options, keyword arguments of a backbone's class beside those of all backbones.
+
+    Args:
+        name: What `get` takes.
+        options: The options' values by name.
+
+    Raises:
+        ConfigError: The backbone has no such option.
+    """
+    known = _keywords(get(name)) - _keywords(Backbone)
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, 1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"backbone_options: {name} has no option {option!r}.{meant} It has: {', '.join(sorted(known)) or 'none'}."
+            )
+    return dict(options)
+
+
+def _keywords(backbone: type[Backbone]) -> set[str]:
+    parameters = inspect.signature(backbone.__init__).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kser_tf.models.backbone import Backbone, masked_mean
+from kser_tf.models.backbone import Backbone, in_turn, masked_mean, masked_softmax
 
 
 class DIN(Backbone):
@@ -34,17 +34,12 @@ class DIN(Backbone):
         super().__init__(*args, **kwargs)
         self.attention_units = attention_units
         self._place, self._candidate, self._product, self._score = {}, {}, {}, {}
-        for group in self._attended_groups():
+        for group in self.attended_groups():
             self._place[group] = tf.keras.layers.Dense(attention_units, use_bias=False, name=f"{group}_place")
             self._candidate[group] = tf.keras.layers.Dense(attention_units, name=f"{group}_candidate")
             self._product[group] = tf.keras.layers.Dense(attention_units, use_bias=False, name=f"{group}_product")
             self._score[group] = tf.keras.layers.Dense(1, name=f"{group}_score")
         self._deep = self.deep_layers()
-
-    def _attended_groups(self) -> list[str]:
-        """The groups whose items can be compared with the candidate; others are averaged."""
-        vocabulary = self.schema.feature(self.schema.item_id).vocabulary
-        return [name for name, features in self.groups().items() if features[0].vocabulary == vocabulary]
 
     def call(self, embeddings: Mapping[str, Any], masks: Mapping[str, Any], training: bool | None = None) -> Any:
         candidate = embeddings[self.schema.item_id]
@@ -58,15 +53,6 @@ class DIN(Backbone):
             hidden = self._place[group](place) + self._product[group](item * candidate[:, None])
             hidden = tf.nn.relu(hidden + self._candidate[group](candidate)[:, None])
             score = self._score[group](hidden)[..., 0]
-            vectors.append(_attend(score, masks[group], place))
-        hidden = tf.concat(vectors, -1)
-        for layer in self._deep:
-            hidden = layer(hidden)
-        return hidden
-
-
-def _attend(score: Any, mask: Any, values: Any) -> Any:
-    """Sum of `values` weighted by the softmax of `score` over the places where `mask` is true; 0 where there is none."""
-    weights = tf.nn.softmax(tf.where(mask, score, tf.fill(tf.shape(score), score.dtype.min)))
-    weights = tf.where(mask, weights, tf.zeros_like(weights))
-    return tf.matmul(weights[:, None], values)[:, 0]
+            weights = masked_softmax(score, masks[group])
+            vectors.append(tf.matmul(weights[:, None], place)[:, 0])
+        return in_turn(self._deep, tf.concat(vectors, -1))
