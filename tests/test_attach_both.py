@@ -282,7 +282,7 @@ def test_options_go_to_the_way_that_they_are_for(stores: zoo.Stores) -> None:
         (("into",), {"zzz": 2}, "attach has no option 'zzz'. It has: adapt, backbone_logit"),
         (("into",), {"context": ["age"]}, "the option 'context' is one of the way at the output"),
         (("at_output",), {"output_initializer": "ones"}, "'output_initializer' is one of the way into embeddings"),
-        (("at_output",), {"mode": "append"}, "`mode` is for embeddings"),
+        (("at_output",), {"mode": "append"}, "`mode` is for `into`"),
         (("into", "at_output"), {"output_kind": "odds"}, "`output_kind` must be one of"),
     ],
 )

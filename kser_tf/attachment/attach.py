@@ -99,7 +99,7 @@ def attach(
     if mode != RESIDUAL and into is None:
         raise AttachError(f"`mode` is for `into`: at the output a correction is added. Received: mode={mode!r}")
     require_one_keras(model)
-    _require_options(options, mode, into=into is not None, at_output=at_output is not None)
+    _require_options(options, into=into is not None, at_output=at_output is not None)
     before = attachments(model).places
     if into is not None:
         ours = {name: given for name, given in options.items() if name not in _OUTPUT_OPTIONS}
@@ -197,7 +197,7 @@ def attachments(model: Any) -> AttachReport:
     return AttachReport([*report_into(model), *report_output(model)])
 
 
-def _require_options(options: Mapping[str, Any], mode: str, *, into: bool, at_output: bool) -> None:
+def _require_options(options: Mapping[str, Any], *, into: bool, at_output: bool) -> None:
     known = _EXTRACTOR_OPTIONS | _INTO_OPTIONS | _OUTPUT_OPTIONS
     for name in options:
         if name not in known:
@@ -208,8 +208,6 @@ def _require_options(options: Mapping[str, Any], mode: str, *, into: bool, at_ou
             raise AttachError(f"the option {name!r} is one of the way at the output: it needs at_output={{...}}.")
         if name in _INTO_OPTIONS and not into:
             raise AttachError(f"the option {name!r} is one of the way into embeddings: it needs into={{...}}.")
-    if mode != RESIDUAL and not into:
-        raise AttachError("`mode` is for embeddings: it needs into={...}.")
 
 
 def _layer_at(model: Any, path: Any) -> Any:
