@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Two processes, each with whole files, whose tests share what they made.
-IN_PARALLEL := -n 2 --dist loadfile
+IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # Tests of what runs under both Kerases; TFRS, and so the ranking models, need Keras 2.
 KERAS_3_TESTS := tests/test_esf_net.py tests/test_alignment_attention.py tests/test_knowledge_extractor.py \
 	tests/test_knowledge_lookup.py tests/test_two_kerases.py tests/test_strategies.py tests/test_learning_rates.py tests/test_stages.py \
