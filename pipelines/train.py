@@ -95,10 +95,6 @@ class TrainConfig:
     @property
     def one_of_history(self) -> int:
         """`history_sample`, or its default."""
-        if self.strategy == "base" and self.rates:
-            raise ConfigError(
-                "`rates` tells an extractor's learning rate from the backbone's, and strategy base has none."
-            )
         if self.history_sample is not None:
             return self.history_sample
         return 0 if self.strategy == "extractor_only" else 8
