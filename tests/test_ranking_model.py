@@ -305,3 +305,21 @@ def __getattr__(name):
     if name == "LastLayerOnly":
         return _last_layer_only()
     raise AttributeError(name)
+
+
+def test_statistics_kept_for_training_follow_weights_that_are_loaded(schema, store, raw):
+    """A step that was traced before reads the statistics of the weights there are when `fit` begins."""
+    model = make(schema, store, backbone="dcn_v2")
+    indexed = model.indexer(raw)
+    train = tf.function(lambda: model(indexed, training=True), autograph=False)
+    model.compile(optimizer=tf.keras.optimizers.SGD(0.0))
+    batches = tf.data.Dataset.from_tensors((indexed, tf.ones(len(raw["place"]))))
+    randomise(model)
+    model.fit(batches, verbose=0)
+    before = train().numpy()
+    np.testing.assert_allclose(before, model(indexed), rtol=1e-4, atol=1e-5)
+    mean = model.extractors["item"].esf_net.catalogue_mean
+    mean.assign(1.0 - 2.0 * mean)
+    model.fit(batches, verbose=0)
+    np.testing.assert_allclose(train(), model(indexed), rtol=1e-4, atol=1e-5)
+    assert np.abs(train() - before).max() > 1e-3

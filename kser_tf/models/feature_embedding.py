@@ -118,11 +118,16 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     def remember_statistics(self, entity: str, statistics: np.ndarray) -> None:
         """Keeps ESFNet's statistics of all entities of a store, float32 `(rows, fields, chunks, 3)`, for training.
 
-        They depend on the knowledge alone; a training step that has them at hand is a third shorter. Predictions, also
-        those of an exported model, compute them from the chunks.
+        They depend on the knowledge alone, and on the catalogue's average; a training step that has them at hand is a third
+        shorter. Predictions, also those of an exported model, compute them from the chunks.
         """
         esf_net = self.extractors[entity].esf_net
         self._statistics.value[entity] = StatisticsAtHand(self.lookups[entity], esf_net, statistics)
+
+    def refresh_statistics(self) -> None:
+        """Computes anew the statistics kept, where weights were loaded with which they would be others."""
+        for statistics in self._statistics.value.values():
+            statistics.refresh()
 
     def keep_historical_embeddings(self, one_of: int = 8) -> None:
         """From now on, training aligns candidates and a sample of the histories; the others keep what they had.
@@ -291,22 +296,24 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         if candidates is None:
             return base + self._aligned(entity, base, row, training=training)
         memory = self._historical[entity]
+        # Split, since the gradient of two slices would be two tensors of the whole size, and their sum.
+        sizes = tf.stack([candidates, tf.size(keys) - candidates])
+        (base, base_in_histories), (row, row_in_histories) = tf.split(base, sizes), tf.split(row, sizes)
+        remembered = memory.read(row_in_histories)
         if not self._one_of:
-            aligned = self._aligned(entity, base[:candidates], row[:candidates], training=training)
-            remembered = tf.cast(memory.read(row[candidates:]), aligned.dtype)
-            memory.write(row[:candidates], aligned)
-            return base + tf.concat([aligned, remembered], 0)
-        first = tf.minimum(candidates + self._sample_offset(keys), tf.size(keys))
-        anew = [(base[:candidates], row[:candidates]), (base[first :: self._one_of], row[first :: self._one_of])]
-        row_anew = tf.concat([rows for _, rows in anew], 0)
-        aligned = self._aligned(entity, tf.concat([vectors for vectors, _ in anew], 0), row_anew, training=training)
-        remembered = tf.cast(memory.read(row[candidates:]), aligned.dtype)
+            aligned = self._aligned(entity, base, row, training=training)
+            memory.write(row, aligned)
+            return tf.concat([base + aligned, base_in_histories + tf.cast(remembered, aligned.dtype)], 0)
+        sampled = tf.range(tf.minimum(self._sample_offset(keys), sizes[1]), sizes[1], self._one_of)
+        row_anew = tf.concat([row, tf.gather(row_in_histories, sampled)], 0)
+        base_anew = tf.concat([base, tf.gather(base_in_histories, sampled)], 0)
+        aligned = self._aligned(entity, base_anew, row_anew, training=training)
         memory.write(row_anew, aligned)
-        sampled = tf.range(first, tf.size(keys), self._one_of) - candidates
+        aligned, aligned_in_sample = tf.split(aligned, [candidates, tf.size(sampled)])
         in_histories = tf.tensor_scatter_nd_update(
-            remembered, sampled[:, None], _scaled_gradient(aligned[candidates:], self._one_of)
+            tf.cast(remembered, aligned.dtype), sampled[:, None], _scaled_gradient(aligned_in_sample, self._one_of)
         )
-        return base + tf.concat([aligned[:candidates], in_histories], 0)
+        return tf.concat([base + aligned, base_in_histories + in_histories], 0)
 
     def _drawn(self, keys: Any) -> Any:
         """Which keys are taken for unknown: told by the batch, so that a run that is resumed draws the same."""
@@ -322,7 +329,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         # What stands in a chunk without knowledge does not matter: its weight is 0.
         chunks, mask = self.lookups[entity].lookup_rows(rows, clear=False)
         at_hand = self._statistics.value.get(entity) if training else None
-        statistics = None if at_hand is None else at_hand(rows, chunks, mask)
+        statistics = None if at_hand is None else tf.cast(at_hand.of_rows(rows), self.compute_dtype)
         extractor = self.extractors[entity]
         if not extractor.built:
             extractor(base[:, None], chunks, mask=mask)

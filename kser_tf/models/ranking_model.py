@@ -112,6 +112,11 @@ class RankingModel(tfrs.Model):
         for entity, extractor in self.extractors.items():
             self.embedding.remember_statistics(entity, extractor.adapt(stores[entity]))
 
+    def make_train_function(self, force: bool = False) -> Any:
+        # Every `fit` begins here, and weights may have been loaded since the last one.
+        self.embedding.refresh_statistics()
+        return super().make_train_function(force)
+
     def keep_historical_embeddings(self, one_of: int = 8) -> None:
         """Makes training shorter: see `FeatureEmbedding.keep_historical_embeddings`. Compile the model after it."""
         self.embedding.keep_historical_embeddings(one_of)
