@@ -45,8 +45,6 @@ class Adaptor(ShapedLayer):
     """
 
     shaped_arguments: tuple[str, ...] = ("query", "chunks")
-    # What weighs the chunks, where the adaptor has that.
-    esf_net: Any = None
 
     def __init__(
         self,
@@ -62,6 +60,9 @@ class Adaptor(ShapedLayer):
             raise ConfigError(
                 f"adaptor_options: `placement` must be {' or '.join(get_args(Placement))}. Received: {placement!r}"
             )
+        # What weighs the chunks, where the adaptor has that. (As an attribute of the class, it would hide the layer that a
+        # subclass sets from Keras 2, which takes such names for properties, and its weights would be trained by nobody.)
+        self.esf_net: Any = None
         self.config = config
         self.placement = placement
         self.any_width = any_width

@@ -61,7 +61,8 @@ class RankingModel(tfrs.Model):
         self.config = config or RankingModelConfig()
         lookups = {entity: KnowledgeLookup(store, name=f"{entity}_lookup") for entity, store in (stores or {}).items()}
         backbone = backbones.get(self.config.backbone)
-        extractors = {entity: self._adaptor(entity, backbone.any_width) for entity in lookups}
+        options = adaptors.checked_options(self.config.adaptor, self.config.adaptor_options)
+        extractors = {entity: self._adaptor(entity, backbone.any_width, options) for entity in lookups}
         self.indexer = FeatureIndexer(schema, lookups)
         self.embedding = FeatureEmbedding(
             schema,
@@ -83,13 +84,13 @@ class RankingModel(tfrs.Model):
         self.output_layer = tf.keras.layers.Dense(1, dtype="float32", name="output")
         self.task = tfrs.tasks.Ranking(loss=tf.keras.losses.BinaryCrossentropy(from_logits=True))
 
-    def _adaptor(self, entity: str, any_width: bool) -> Adaptor:
+    def _adaptor(self, entity: str, any_width: bool, options: Mapping[str, Any]) -> Adaptor:
         config = self.config
         return adaptors.get(config.adaptor)(
             config,
             any_width=any_width,
             kernel_regularizer=_l2(config.extractor_l2),
-            **adaptors.checked_options(config.adaptor, config.adaptor_options),
+            **options,
             name=f"{entity}_extractor",
         )
 

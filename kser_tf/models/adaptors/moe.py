@@ -102,7 +102,7 @@ class MoE(Adaptor):
             drawn_by = tf.reduce_sum(tf.bitcast(tf.cast(z, tf.float32), tf.int32))
             if self._noise is not None:
                 deviation = tf.nn.softplus(linear(z, self._noise)) + _LEAST_NOISE
-                score += deviation * tf.random.stateless_normal(tf.shape(score), [drawn_by, 0], score.dtype)
+                score += deviation * tf.random.stateless_normal(tf.shape(score), [drawn_by, 0], dtype=score.dtype)
             if self.dropout:
                 inputs = tf.repeat(inputs, self.experts, axis=1)
                 kept = tf.random.stateless_uniform(tf.shape(inputs), [drawn_by, 1]) >= self.dropout
