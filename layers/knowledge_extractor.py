@@ -62,7 +62,7 @@ class KnowledgeExtractor(ShapedLayer):
           Recommendation, 2025](https://arxiv.org/abs/2508.07223)
     """
 
-    shaped_arguments = ("query", "chunks", "context")
+    shaped_arguments: tuple[str, ...] = ("query", "chunks", "context")
 
     def __init__(
         self,

@@ -71,13 +71,13 @@ class KAR(Adaptor):
         fields, _, width = shape
         experts = self.shared_experts + self.own_experts
         self._gates = [self._dense(f"gate_{field}", width, experts) for field in range(fields)]
-        self._experts = [self._layers("shared", self.shared_experts, width)]
-        self._experts += [self._layers(f"own_{field}", self.own_experts, width) for field in range(fields)]
+        self._experts = [self._expert_layers("shared", self.shared_experts, width)]
+        self._experts += [self._expert_layers(f"own_{field}", self.own_experts, width) for field in range(fields)]
         self._kernel: Any = None
         if self.placement == "residual":
             self._kernel = self.add_kernel("kernel", fields * self.config.embedding_width, self.config.embedding_width)
 
-    def _layers(self, name: str, experts: int, inputs: int) -> list[tuple[Any, Any]]:
+    def _expert_layers(self, name: str, experts: int, inputs: int) -> list[tuple[Any, Any]]:
         """The layers of some experts, each as kernels `(experts, inputs, units)` and biases `(experts, 1, units)`."""
         layers = []
         for number, units in enumerate((*self.hidden_units, self.config.embedding_width) if experts else ()):
