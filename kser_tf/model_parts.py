@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from kser_tf.layer_paths import find_layer, is_embedding, is_stack, layer_paths
 from kser_tf.layers import AlignmentAttention, ESFNet, KnowledgeEmbedding, KnowledgeExtractor, OutputCorrection
+from kser_tf.models.adaptor import Adaptor
 
 EXTRACTOR, EMBEDDING, OUTPUT, CORE = PARTS = ("extractor", "embedding", "output", "core")
-_EXTRACTOR_LAYERS = (OutputCorrection, KnowledgeExtractor, ESFNet, AlignmentAttention)
+_EXTRACTOR_LAYERS = (OutputCorrection, Adaptor, KnowledgeExtractor, ESFNet, AlignmentAttention)
 # What the one unit behind everything is called in models that have further layers of one unit, such as an attention's.
 _OUTPUT_NAMES = ("output", "outputs", "output_layer", "logit", "logits", "logit_layer", "head", "score", "rating")
 
@@ -23,7 +24,8 @@ class ModelParts:
     """The layers of a model that a training strategy tells apart, each by its path.
 
     Args:
-        extractor: What aligns knowledge: `KnowledgeExtractor`, or `ESFNet` and `AlignmentAttention`.
+        extractor: What aligns knowledge: `KnowledgeExtractor`, or `ESFNet` and `AlignmentAttention`; of a ranking model
+            its adaptor, whichever it is.
         embedding: The backbone's embedding layers.
         output: The backbone's output layers.
         core: All other layers of the backbone that have weights of their own, or behave otherwise in training.

@@ -32,6 +32,8 @@ UNKNOWN_INDEX = 1
 FIRST_INDEX = 2
 
 Kind = Literal["categorical", "numeric", "multi", "sequence"]
+# "knowledge": no input, but a further field that a backbone gets, made of the candidate's knowledge.
+FieldKind = Literal["categorical", "numeric", "multi", "sequence", "knowledge"]
 DType = Literal["int64", "string", "float32"]
 
 
@@ -42,7 +44,7 @@ class Feature:
     Args:
         name: str. The column in the prepared tables, and the input's name when served.
         kind: `"categorical"` (one value), `"numeric"` (one number), `"multi"` (a set of values, such as genres) or `"sequence"`
-            (behaviour, the most recent first).
+            (behaviour, the most recent first). In the schema that a backbone is given also `"knowledge"`.
         dtype: `"int64"` or `"string"`; `"float32"` for numeric features alone.
         length: int. The most values of a multi or sequence feature; shorter ones are padded at the end with the missing value
             (-1 or the empty string).
@@ -54,7 +56,7 @@ class Feature:
     """
 
     name: str
-    kind: Kind
+    kind: FieldKind
     dtype: DType
     length: int | None = None
     vocabulary: str | None = None

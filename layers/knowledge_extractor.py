@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from kser_tf.layers.alignment_attention import AlignmentAttention
+from kser_tf.layers.catalogue import adapt_esf_net, require_shape
 from kser_tf.layers.esf_net import SIGHTS, ESFNet
 from kser_tf.layers.known_statistics import known_statistics
 from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks
-
-# Entities looked up at once: 9 chunks of 384 numbers each are 57 MB then.
-_BATCH = 4096
-# A statistic that is the same for all chunks is not blown up, nor is what half precision makes of it by rounding.
-_SMALLEST_SPREAD = 1e-3
 
 
 @tf.keras.utils.register_keras_serializable("kser_tf")
@@ -66,7 +62,7 @@ class KnowledgeExtractor(ShapedLayer):
           Recommendation, 2025](https://arxiv.org/abs/2508.07223)
     """
 
-    shaped_arguments = ("query", "chunks", "context")
+    shaped_arguments: tuple[str, ...] = ("query", "chunks", "context")
 
     def __init__(
         self,
@@ -168,27 +164,8 @@ class KnowledgeExtractor(ShapedLayer):
             ValueError: The layer is not built, or was built for knowledge of another shape.
         """
         self._require_built("adapt")
-        shape = store.lookup(store.ids[:0])[0].shape[1:]
-        if shape != self._shape:
-            raise ValueError(
-                f"{self.name} was built for knowledge of shape (fields, chunks, width) = {self._shape}, and the store "
-                f"has {shape}. Adapt to the store that the model looks up."
-            )
-        total, count = np.zeros(self._shape[-1], np.float64), 0
-        for chunks, mask in _batches(store):
-            total += np.where(mask[..., None], chunks, 0).sum((0, 1, 2), dtype=np.float64)
-            count += int(mask.sum())
-        mean = total / max(count, 1)
-        self.esf_net.adapt(mean)
-        parts = [(self.esf_net.statistics(chunks, mask).numpy(), mask) for chunks, mask in _batches(store)]
-        if not parts:
-            return np.zeros((0, *self._shape[:-1], 3), np.float32)
-        statistics = np.concatenate([part for part, _ in parts]).astype(np.float32)
-        valid = statistics[np.concatenate([mask for _, mask in parts])].astype(np.float64)
-        if len(valid):
-            spread = valid.std(0)
-            self.esf_net.adapt(mean, center=valid.mean(0), scale=np.where(spread > _SMALLEST_SPREAD, spread, 1.0))
-        return statistics
+        require_shape(self.name, self._shape, store)
+        return adapt_esf_net(self.esf_net, store)
 
     def weigh(self, query: Any, chunks: Any, mask: Any = None, context: Any = None, statistics: Any = None) -> Any:
         """Returns the chunk weights, `(batch, fields, chunks)`, for a look and for a plot.
@@ -216,9 +193,3 @@ class KnowledgeExtractor(ShapedLayer):
             kernel_regularizer=tf.keras.regularizers.serialize(self.kernel_regularizer),
         )
         return config
-
-
-def _batches(store: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Chunks and masks of all entities, in the order of the store's rows."""
-    for start in range(0, len(store.ids), _BATCH):
-        yield store.lookup(store.ids[start : start + _BATCH])

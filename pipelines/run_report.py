@@ -146,7 +146,9 @@ def look_inside(model: Any, encode_configs: dict[str, Any], names: dict[str, Any
         "kept": [],
         "faults": None,
     }
-    for entity in ranking_model.extractors:
+    for entity, adaptor in ranking_model.extractors.items():
+        if adaptor.esf_net is None:  # nothing weighs the chunks
+            continue
         store = KnowledgeStore.open(encode_configs[entity].output)
         weights = chunk_weights(ranking_model, entity, len(store))
         mask = np.asarray(store.mask)

@@ -200,7 +200,7 @@ class Arrays:
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_adapt_reads_the_catalogue(policy: str, inputs: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kser_tf.layers.knowledge_extractor._BATCH", 3)  # the catalogue has 4: two batches
+    monkeypatch.setattr("kser_tf.layers.catalogue._BATCH", 3)  # the catalogue has 4: two batches
     extractor = KnowledgeExtractor(HEADS, UNITS, dtype=policy)
     called(extractor, inputs)
     chunks, mask = inputs["chunks"], inputs["mask"]

@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from kser_tf.schema import DatasetSchema, Feature, Kind
+from kser_tf.schema import DatasetSchema, Feature, FieldKind
 
-FLAT_KINDS: tuple[Kind, ...] = ("categorical", "multi", "numeric")
+FLAT_KINDS: tuple[FieldKind, ...] = ("categorical", "multi", "numeric", "knowledge")
 
 
 class Backbone(tf.keras.layers.Layer):
@@ -19,7 +19,8 @@ class Backbone(tf.keras.layers.Layer):
     last hidden representation, `(batch, units)`; the ranking model puts the output layer after it.
 
     Args:
-        schema: The prepared data set's columns.
+        schema: The prepared data set's columns; and behind them, where an adaptor makes further fields of the candidate's
+            knowledge, these, of the kind `"knowledge"`.
         hidden_units: Widths of the deep part's layers. Defaults to `(128, 64)`.
         dropout: float. Dropout after each of them. Defaults to `0.0`.
 
@@ -27,6 +28,9 @@ class Backbone(tf.keras.layers.Layer):
         embeddings: For each feature `(batch, width)`, for sequence features `(batch, length, width)`.
         masks: For each group of sequence features `(batch, length)` bool, true where there is a value.
     """
+
+    # Whether knowledge may come in fields of any width: for backbones that put all flat fields side by side.
+    any_width = False
 
     def __init__(
         self, schema: DatasetSchema, *, hidden_units: Sequence[int] = (128, 64), dropout: float = 0.0, **kwargs: Any
@@ -45,7 +49,7 @@ class Backbone(tf.keras.layers.Layer):
                 layers.append(tf.keras.layers.Dropout(self.dropout))
         return layers
 
-    def flat_fields(self, embeddings: Mapping[str, Any], kinds: Sequence[Kind] = FLAT_KINDS) -> list[Any]:
+    def flat_fields(self, embeddings: Mapping[str, Any], kinds: Sequence[FieldKind] = FLAT_KINDS) -> list[Any]:
         """Returns the embeddings of all features of some kinds, in the schema's order: of all but the sequences."""
         return [embeddings[feature.name] for feature in self.schema.features if feature.kind in kinds]
 

@@ -16,6 +16,8 @@ from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, UNKNOWN_INDEX
 class BakeableEntity:
     """The embedding of every entity of one kind, with its knowledge: a `kser_tf.serving.baking.Bakeable`.
 
+    Knowledge that the backbone takes in further fields stands in a row behind the embedding.
+
     Row 0 is the missing value, row 1 every id that neither the vocabulary nor the store holds; then come the
     vocabulary's values, in its order, and the store's other ids, in the order of its rows. So the rows go on where the
     vocabulary's indices end, and what is 0 stays "missing" to the backbone.
@@ -34,7 +36,7 @@ class BakeableEntity:
     def __init__(self, entity: str, indexer: FeatureIndexer, embedding: FeatureEmbedding) -> None:
         self.name = entity
         self.lookups: tuple[KnowledgeLookup, ...] = (embedding.lookups[entity],)
-        self.width = embedding.width
+        self.width = embedding.entity_width(entity)
         self._indexer = indexer
         self._embedding = embedding
         self._vocabulary = embedding.vocabulary_of(entity)
@@ -77,5 +79,7 @@ class BakeableEntity:
             embedding = self._embedding.embed_entities(self.name, keys, self.lookups[0].rows(ids))
         else:
             embedding = self._table.gather(keys, self._embedding.compute_dtype)
-        aligned = embedding - self._embedding.base_embeddings(self._vocabulary, keys)
+        base = self._embedding.base_embeddings(self._vocabulary, keys)
+        # What is in further fields is knowledge altogether.
+        aligned = embedding - tf.pad(base, [[0, 0], [0, self.width - base.shape[-1]]])
         return {"embedding": tf.cast(embedding, tf.float32), "aligned": tf.cast(aligned, tf.float32)}

@@ -13,24 +13,29 @@ class RankingModelConfig:
     Args:
         backbone: Name of a module in `kser_tf.models.backbones`, or "package.module:Class".
         backbone_options: The backbone's own hyper-parameters, such as `{cross_layers: 4}`; its class tells them.
+        adaptor: What makes of an entity's knowledge what the backbone computes with: name of a module in
+            `kser_tf.models.adaptors`, or "package.module:Class".
+        adaptor_options: The adaptor's own hyper-parameters, such as `{placement: field}`; its class tells them.
         embedding_width: Width of every feature's embedding.
         embedding_l2: Weight of the L2 penalty on the embedding tables.
         id_dropout: Share of the entities that a training step takes for unknown, so that the model learns what to say of cold
             ones, and the extractor to speak for them.
         hidden_units: Widths of the deep part's layers.
         dropout: Dropout in the deep part.
-        num_heads: Heads of the alignment attention.
+        num_heads: Heads of the alignment attention; this and what follows is for the adaptors that have it.
         gate_units: Width of ESFNet's hidden layer.
         gate: ESFNet's gate: sigmoid, softmax or top_k.
         top_k: Chunks kept by the gate top_k.
         gate_sees: What ESFNet's gate sees: chunk, neighbours, catalogue, context.
-        extractor_l2: Weight of the L2 penalty on the extractor's kernels.
+        extractor_l2: Weight of the L2 penalty on the adaptor's kernels.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     backbone: str = "din"
     backbone_options: dict[str, Any] = field(default_factory=dict)
+    adaptor: str = "kser"
+    adaptor_options: dict[str, Any] = field(default_factory=dict)
     embedding_width: int = 32
     embedding_l2: float = 0.0
     id_dropout: float = 0.0

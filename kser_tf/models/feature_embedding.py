@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kser_tf.errors import StoreError
-from kser_tf.layers import KnowledgeExtractor, KnowledgeLookup
+from kser_tf.errors import ConfigError, StoreError
+from kser_tf.layers import KnowledgeLookup
 from kser_tf.layers.statistics_at_hand import StatisticsAtHand
 from kser_tf.layers.untracked import Untracked
+from kser_tf.models.adaptor import Adaptor
 from kser_tf.models.feature_indexer import rows_name, vocabulary_rows
 from kser_tf.models.historical_embeddings import HistoricalEmbeddings
 from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, UNKNOWN_INDEX, DatasetSchema, Feature
@@ -30,12 +31,19 @@ def mask_name(feature: str) -> str:
     return f"{feature}/mask"
 
 
+def knowledge_name(feature: str, number: int) -> str:
+    """The name of a further field, made of the knowledge of the entity that a feature names."""
+    return f"{feature}/knowledge_{number}"
+
+
 class FeatureEmbedding(tf.keras.layers.Layer):
     """Embeds indexed features, each in `width` numbers.
 
     Categorical features are embedded, multi-valued ones averaged, numeric ones multiplied with a learned vector. Features
-    with one vocabulary share one table. Where the entities of a vocabulary have a knowledge store, the aligned knowledge of
-    an entity is added to its embedding, wherever the entity stands, as candidate or in a history.
+    with one vocabulary share one table. Where the entities of a vocabulary have a knowledge store, an adaptor makes vectors
+    of their knowledge. One with the placement `residual` has its vector added to an entity's embedding, wherever the entity
+    stands, as candidate or in a history ("aligned"). Those of one with the placement `field` are further fields beside the
+    features that name candidates, under `knowledge_name`.
 
     Whatever stands in a batch more than once is embedded and aligned once (`tf.unique`), then copied to its places: a
     history of 20 items in 1,024 rows names about 2,700 distinct ones of MovieLens-1M, not 21,504. With
@@ -45,7 +53,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         schema: The prepared data set's columns.
         width: int. Width of every embedding.
         lookups: For each kind of entity with knowledge its `KnowledgeLookup`.
-        extractors: For each kind of entity with knowledge its `KnowledgeExtractor`.
+        extractors: For each kind of entity with knowledge its `Adaptor`.
         regularizer: Of the embedding tables. Defaults to `None`.
         id_dropout: float. The share of the entities that a training step takes for unknown: their embedding is that of an id
             that the vocabulary does not hold, which no training row shows otherwise. The model so learns what to say of new
@@ -57,7 +65,11 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             `chunks_name(feature)` and `mask_name(feature)`: rows with any chunk there take it in place of the store's.
 
     Returns:
-        For each feature its embedding: `(batch, width)`, for sequence features `(batch, length, width)`.
+        For each feature its embedding: `(batch, width)`, for sequence features `(batch, length, width)`; and the further
+        fields, each as wide as its adaptor makes it.
+
+    Raises:
+        ConfigError: An adaptor makes fields of candidates' knowledge, and no feature names candidates of that kind.
 
     References:
         - [Volkovs et al., DropoutNet: Addressing Cold Start in Recommender Systems,
@@ -69,7 +81,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         schema: DatasetSchema,
         width: int,
         lookups: Mapping[str, KnowledgeLookup] | None = None,
-        extractors: Mapping[str, KnowledgeExtractor] | None = None,
+        extractors: Mapping[str, Adaptor] | None = None,
         *,
         regularizer: Any = None,
         id_dropout: float = 0.0,
@@ -106,6 +118,18 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             if feature.kind == "numeric"
         }
         self._entity_of = {name: _entity(features, self.lookups) for name, features in self._by_vocabulary.items()}
+        # For entities whose knowledge comes in fields of its own: how many, and how wide.
+        self._fields = {
+            entity: adaptor.outputs(self.lookups[entity].shape)
+            for entity, adaptor in self.extractors.items()
+            if adaptor.placement == "field"
+        }
+        for entity in self._fields:
+            if not any(_has_fields(feature, entity) for feature in schema.features):
+                raise ConfigError(
+                    f"the adaptor makes fields of what is known of candidates, and no categorical feature names a {entity}. "
+                    "Set adaptor_options: {placement: residual}."
+                )
         # For each entity with knowledge, its store's rows as indices of its vocabulary; and which store that was.
         self._connected = {entity: lookup.tables().fingerprint for entity, lookup in self.lookups.items()}
         self._row_index = {
@@ -129,6 +153,16 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         for statistics in self._statistics.value.values():
             statistics.refresh()
 
+    def knowledge_features(self) -> list[Feature]:
+        """Returns the further fields as features of the kind `knowledge`, in the order of the features that name entities."""
+        return [
+            Feature(knowledge_name(feature.name, number), "knowledge", "float32", entity=feature.entity)
+            for feature in self.schema.features
+            for entity, (count, _) in self._fields.items()
+            if _has_fields(feature, entity)
+            for number in range(count)
+        ]
+
     def keep_historical_embeddings(self, one_of: int = 8) -> None:
         """From now on, training aligns candidates and a sample of the histories; the others keep what they had.
 
@@ -137,6 +171,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         on average that of all. The others take the aligned vector remembered of them, at most as old as the last
         `refresh_historical_embeddings`, and pass no gradient into the extractor; their own embeddings are trained as before.
         Predictions (`training=False`) align everything anew. Entities that are never candidates go on being aligned anew.
+        Where an adaptor makes fields of the candidates' knowledge, histories have none, and nothing changes.
 
         Args:
             one_of: int. 0 for no sample at all: faster still. Defaults to 8.
@@ -149,7 +184,9 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         """
         self._one_of = one_of
         for name, entity in self._entity_of.items():
-            if entity is not None and not _is_sequence(self._by_vocabulary[name][0]):
+            if entity is None or entity in self._fields:
+                continue
+            if not _is_sequence(self._by_vocabulary[name][0]):
                 rows = len(self.lookups[entity].tables().ids)
                 self._historical[entity] = HistoricalEmbeddings(rows, self.width)
 
@@ -175,7 +212,12 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         Args:
             entity: The kind of entity.
             rows: int32 `(n,)`, rows of its store.
+
+        Raises:
+            ConfigError: The adaptor has no ESFNet.
         """
+        if self.extractors[entity].esf_net is None:
+            raise ConfigError(f"{self.extractors[entity].name}: an adaptor without ESFNet does not weigh the chunks.")
         vocabulary = self.vocabulary_of(entity)
         base = self._tables[vocabulary](tf.gather(self._row_index[entity], rows))
         chunks, mask = self.lookups[entity].lookup_rows(rows)
@@ -211,15 +253,23 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         return table(tf.where(keys < table.input_dim, keys, UNKNOWN_INDEX))
 
     def embed_entities(self, entity: str, indices: Any, rows: Any) -> Any:
-        """Returns the embeddings of entities with their knowledge, `(n, width)`.
+        """Returns the embeddings of entities with their knowledge, `(n, entity_width(entity))`.
 
         Args:
             entity: The kind of entity.
             indices: int32 `(n,)`, indices in its vocabulary.
             rows: int32 `(n,)`, rows of its store, -1 for none.
         """
-        vocabulary = self.vocabulary_of(entity)
-        return self._embed_keys(vocabulary, entity, self._entity_keys(entity, indices, rows), training=False)
+        vocabulary, keys = self.vocabulary_of(entity), self._entity_keys(entity, indices, rows)
+        vectors = self._embed_keys(vocabulary, entity, keys, training=False)
+        if entity not in self._fields:
+            return vectors
+        return tf.concat([vectors, self._aligned(entity, vectors, rows, training=False)], -1)
+
+    def entity_width(self, entity: str) -> int:
+        """Returns the width of `embed_entities`: that of all embeddings, and behind it the further fields side by side."""
+        count, width = self._fields.get(entity, (0, 0))
+        return self.width + count * width
 
     def serve_baked(self, vocabulary: str, table: Any | None) -> None:
         """Takes a vocabulary's embeddings from a `BakedTable` from now on; `None` for computing them, as before."""
@@ -237,6 +287,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     ) -> dict[str, Any]:
         """Embeds all features of one vocabulary at once."""
         entity = None if vocabulary in self._baked.value else self._entity_of[vocabulary]
+        with_fields = self._entity_of[vocabulary] if self._entity_of[vocabulary] in self._fields else None
         keys = [self._keys(feature, entity, features) for feature in sharing]
         sizes = [tf.size(key) for key in keys]
         distinct, places = tf.unique(tf.concat([tf.reshape(key, [-1]) for key in keys], 0))
@@ -247,31 +298,53 @@ class FeatureEmbedding(tf.keras.layers.Layer):
                 distinct = tf.where((distinct >= FIRST_INDEX) & self._drawn(distinct), UNKNOWN_INDEX, distinct)
             vectors = self._tables[vocabulary](distinct)
         elif training and entity in self._historical:
-            # Candidates stand before the histories, so their distinct keys are the first ones.
-            in_candidates = tf.add_n(sizes[: sum(not _is_sequence(feature) for feature in sharing)])
-            candidates = tf.reduce_max(places[:in_candidates]) + 1
-            vectors = self._embed_keys(vocabulary, entity, distinct, training, candidates)
+            vectors = self._embed_keys(vocabulary, entity, distinct, training, _candidates(sharing, sizes, places))
         else:
             vectors = self._embed_keys(vocabulary, entity, distinct, training)
+        knowledge = None
+        if with_fields is not None:
+            candidates = _candidates(sharing, sizes, places)
+            if entity is None:
+                vectors, knowledge = vectors[:, : self.width], vectors[:candidates, self.width :]
+            else:
+                row = self._rows_of_keys(entity, distinct[:candidates])
+                knowledge = self._aligned(entity, vectors[:candidates], row, training=training)
         embedded = {}
         for feature, key, place in zip(sharing, keys, tf.split(places, tf.stack(sizes)), strict=True):
             vector = tf.reshape(tf.gather(vectors, place), tf.concat([tf.shape(key), [self.width]], 0))
             if feature.kind == "multi":
                 present = tf.cast(features[feature.name] != MISSING_INDEX, vector.dtype)[..., None]
                 vector = tf.reduce_sum(vector * present, 1) / tf.maximum(tf.reduce_sum(present, 1), 1)
-            if chunks_name(feature.name) in features:
+            if knowledge is not None and _has_fields(feature, with_fields):
+                embedded.update(self._embed_fields(feature, features, tf.gather(knowledge, place)))
+            elif chunks_name(feature.name) in features:
                 vector = self._with_given_knowledge(feature, features, vector)
             embedded[feature.name] = tf.ensure_shape(vector, _embedded_shape(feature, self.width))
         return embedded
 
+    def _embed_fields(self, feature: Feature, features: Mapping[str, Any], knowledge: Any) -> dict[str, Any]:
+        """The further fields of a feature, from what is known of its entities, all fields side by side."""
+        if chunks_name(feature.name) in features:
+            knowledge = self._with_given_knowledge(feature, features, knowledge)
+        assert feature.entity is not None
+        count, width = self._fields[feature.entity]
+        return {
+            knowledge_name(feature.name, i): tf.ensure_shape(knowledge[:, i * width : (i + 1) * width], [None, width])
+            for i in range(count)
+        }
+
     def _with_given_knowledge(self, feature: Feature, features: Mapping[str, Any], vector: Any) -> Any:
-        """Puts the knowledge that came with the request in place of the store's, in the rows where any came."""
+        """Puts the knowledge that came with the request in place of the store's, in the rows where any came.
+
+        `vector` is an embedding with its knowledge, or the further fields, side by side.
+        """
         chunks, mask = features[chunks_name(feature.name)], features[mask_name(feature.name)]
         assert feature.vocabulary is not None
         assert feature.entity is not None
         base = self.base_embeddings(feature.vocabulary, features[feature.name])
-        aligned = self.extractors[feature.entity](base[:, None], chunks, mask=mask)[:, 0]
-        return tf.where(tf.reduce_any(mask, [1, 2])[:, None], base + aligned, vector)
+        aligned = _side_by_side(self.extractors[feature.entity](base[:, None], chunks, mask=mask))
+        known = aligned if feature.entity in self._fields else base + aligned
+        return tf.where(tf.reduce_any(mask, [1, 2])[:, None], known, vector)
 
     def _keys(self, feature: Feature, entity: str | None, features: Mapping[str, Any]) -> Any:
         """What tells one entity from another: its store row, or where it has none, its index, counted on from the rows."""
@@ -283,16 +356,24 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     def _entity_keys(self, entity: str, index: Any, row: Any) -> Any:
         return tf.where(row >= 0, row, index + tf.size(self._row_index[entity]))
 
+    def _rows_of_keys(self, entity: str, keys: Any) -> Any:
+        return tf.where(keys < tf.size(self._row_index[entity]), keys, -tf.ones_like(keys))
+
     def _embed_keys(self, vocabulary: str, entity: str, keys: Any, training: bool, candidates: Any = None) -> Any:
-        """Embeds distinct keys. Those after the first `candidates` take their knowledge from memory, but for a sample."""
+        """Embeds distinct keys, with their knowledge unless it comes in fields of its own.
+
+        Those after the first `candidates` take their knowledge from memory, but for a sample.
+        """
         row_index = self._row_index[entity]
         store_rows = tf.size(row_index)
         has_row = keys < store_rows
-        row = tf.where(has_row, keys, -tf.ones_like(keys))
+        row = self._rows_of_keys(entity, keys)
         index = tf.where(has_row, tf.gather(row_index, tf.maximum(row, 0)), keys - store_rows)
         if training and self.id_dropout:
             index = tf.where(has_row & self._drawn(keys), UNKNOWN_INDEX, index)
         base = self._tables[vocabulary](index)
+        if entity in self._fields:
+            return base
         if candidates is None:
             return base + self._aligned(entity, base, row, training=training)
         memory = self._historical[entity]
@@ -325,7 +406,10 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         return tf.math.floormod(tf.reduce_sum(keys), self._one_of)
 
     def _aligned(self, entity: str, base: Any, rows: Any, *, training: bool) -> Any:
-        """The aligned knowledge of entities, `(n, width)`, from their embeddings and their store rows (-1 for none)."""
+        """What the adaptor makes of entities' knowledge, `(n, width)`, several vectors side by side.
+
+        It is made from their embeddings and their store rows (-1 for none).
+        """
         # What stands in a chunk without knowledge does not matter: its weight is 0.
         chunks, mask = self.lookups[entity].lookup_rows(rows, clear=False)
         at_hand = self._statistics.value.get(entity) if training else None
@@ -333,7 +417,9 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         extractor = self.extractors[entity]
         if not extractor.built:
             extractor(base[:, None], chunks, mask=mask)
-        return extractor.extract_checked(base[:, None], chunks, mask, statistics=statistics)[0][:, 0]
+        return _side_by_side(
+            extractor.vectors_of_checked(base[:, None], chunks, mask, statistics=statistics, training=training)
+        )
 
 
 def _by_vocabulary(features: Iterable[Feature]) -> dict[str, list[Feature]]:
@@ -347,6 +433,22 @@ def _by_vocabulary(features: Iterable[Feature]) -> dict[str, list[Feature]]:
 
 def _is_sequence(feature: Feature) -> bool:
     return feature.kind == "sequence"
+
+
+def _has_fields(feature: Feature, entity: str | None) -> bool:
+    """Whether a feature names candidates of a kind of entity, beside whose embeddings further fields may stand."""
+    return feature.kind == "categorical" and feature.entity == entity
+
+
+def _candidates(sharing: list[Feature], sizes: list[Any], places: Any) -> Any:
+    """How many of the distinct keys are candidates': they stand before the histories, so theirs are the first ones."""
+    in_candidates = tf.add_n(sizes[: sum(not _is_sequence(feature) for feature in sharing)])
+    return tf.reduce_max(places[:in_candidates]) + 1
+
+
+def _side_by_side(vectors: Any) -> Any:
+    """`(n, vectors, width)` -> `(n, vectors * width)`."""
+    return tf.reshape(vectors, [-1, vectors.shape[1] * vectors.shape[2]])
 
 
 def _scaled_gradient(values: Any, times: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from kser_tf.models.backbone import FLAT_KINDS, Backbone, masked_mean
-from kser_tf.schema import Kind
+from kser_tf.schema import FieldKind
 
 
 class FieldBackbone(Backbone):
@@ -41,7 +41,7 @@ class FieldBackbone(Backbone):
         return sum(feature.kind in FLAT_KINDS for feature in self.schema.features) + len(self.groups())
 
     def field_vectors(
-        self, embeddings: Mapping[str, Any], masks: Mapping[str, Any], kinds: Sequence[Kind] = FLAT_KINDS
+        self, embeddings: Mapping[str, Any], masks: Mapping[str, Any], kinds: Sequence[FieldKind] = FLAT_KINDS
     ) -> list[Any]:
         """Returns the fields' vectors, each `(batch, width)`: the features in the schema's order, then the histories."""
         vectors = self.flat_fields(embeddings, kinds)

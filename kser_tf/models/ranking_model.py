@@ -12,14 +12,15 @@ import tensorflow as tf
 from kser_tf.errors import ConfigError
 from kser_tf.keras_version import require_keras_2
 from kser_tf.knowledge_store import KnowledgeStore
-from kser_tf.layers import KnowledgeExtractor, KnowledgeLookup
+from kser_tf.layers import KnowledgeLookup
 from kser_tf.schema import MISSING_INDEX, DatasetSchema
 
 require_keras_2("kser_tf.RankingModel")
 
 import tensorflow_recommenders as tfrs  # noqa: E402
 
-from kser_tf.models import backbones  # noqa: E402
+from kser_tf.models import adaptors, backbones  # noqa: E402
+from kser_tf.models.adaptor import Adaptor  # noqa: E402
 from kser_tf.models.bakeable_entity import BakeableEntity  # noqa: E402
 from kser_tf.models.config import RankingModelConfig  # noqa: E402
 from kser_tf.models.feature_embedding import FeatureEmbedding, chunks_name, mask_name  # noqa: E402
@@ -29,11 +30,12 @@ from kser_tf.models.feature_indexer import FeatureIndexer  # noqa: E402
 class RankingModel(tfrs.Model):
     """Predicts the probability of a click from a candidate, a user and a context.
 
-    Three parts, which the training strategies name: `embedding` (every feature's vector, with the aligned knowledge added
-    to the entities that have a store), `core` (the backbone) and `output_layer` (one dense unit, the logit).
+    Three parts, which the training strategies name: `embedding` (every feature's vector, with the knowledge of the entities
+    that have a store, as an adaptor makes it), `core` (the backbone) and `output_layer` (one dense unit, the logit).
 
-    Without stores it is the base model. With them it has the same embedding, core and output layer, so the base's weights
-    fit; the extractors start at zero, so it then predicts what the base predicts, bit for bit.
+    Without stores it is the base model. With them and a residual adaptor it has the same embedding, core and output layer,
+    so the base's weights fit (`copy_backbone`); the adaptor starts at zero, so the model then predicts what the base
+    predicts, bit for bit. With an adaptor that makes further fields, the core has more inputs than the base's.
 
     Args:
         schema: The prepared data set's columns.
@@ -58,7 +60,9 @@ class RankingModel(tfrs.Model):
         self.schema = schema
         self.config = config or RankingModelConfig()
         lookups = {entity: KnowledgeLookup(store, name=f"{entity}_lookup") for entity, store in (stores or {}).items()}
-        extractors = {entity: self._extractor(entity) for entity in lookups}
+        backbone = backbones.get(self.config.backbone)
+        options = adaptors.checked_options(self.config.adaptor, self.config.adaptor_options)
+        extractors = {entity: self._adaptor(entity, backbone.any_width, options) for entity in lookups}
         self.indexer = FeatureIndexer(schema, lookups)
         self.embedding = FeatureEmbedding(
             schema,
@@ -69,8 +73,8 @@ class RankingModel(tfrs.Model):
             id_dropout=self.config.id_dropout,
             name="embedding",
         )
-        self.core = backbones.get(self.config.backbone)(
-            schema,
+        self.core = backbone(
+            dataclasses.replace(schema, features=(*schema.features, *self.embedding.knowledge_features())),
             hidden_units=self.config.hidden_units,
             dropout=self.config.dropout,
             **backbones.checked_options(self.config.backbone, self.config.backbone_options),
@@ -80,15 +84,13 @@ class RankingModel(tfrs.Model):
         self.output_layer = tf.keras.layers.Dense(1, dtype="float32", name="output")
         self.task = tfrs.tasks.Ranking(loss=tf.keras.losses.BinaryCrossentropy(from_logits=True))
 
-    def _extractor(self, entity: str) -> KnowledgeExtractor:
+    def _adaptor(self, entity: str, any_width: bool, options: Mapping[str, Any]) -> Adaptor:
         config = self.config
-        return KnowledgeExtractor(
-            config.num_heads,
-            config.gate_units,
-            gate=config.gate,
-            top_k=config.top_k,
-            sees=config.gate_sees,
+        return adaptors.get(config.adaptor)(
+            config,
+            any_width=any_width,
             kernel_regularizer=_l2(config.extractor_l2),
+            **options,
             name=f"{entity}_extractor",
         )
 
@@ -105,12 +107,14 @@ class RankingModel(tfrs.Model):
         )
 
     def adapt(self, stores: Mapping[str, KnowledgeStore]) -> None:
-        """Tells each extractor about its catalogue, and keeps the statistics of all chunks for training.
+        """Tells each adaptor about its catalogue, and keeps the statistics of all chunks for training, if it uses them.
 
         The model must have its weights.
         """
         for entity, extractor in self.extractors.items():
-            self.embedding.remember_statistics(entity, extractor.adapt(stores[entity]))
+            statistics = extractor.adapt(stores[entity])
+            if statistics is not None:
+                self.embedding.remember_statistics(entity, statistics)
 
     def make_train_function(self, force: bool = False) -> Any:
         # Every `fit` begins here, and weights may have been loaded since the last one.
@@ -122,11 +126,19 @@ class RankingModel(tfrs.Model):
         self.embedding.keep_historical_embeddings(one_of)
 
     def copy_backbone(self, other: RankingModel) -> None:
-        """Takes over the weights of another model's embedding tables, core and output layer.
+        """Takes over the weights of another model's embedding tables, core and output layer; adaptors begin at zero.
+
+        The model must have its weights.
 
         Raises:
-            ConfigError: The other model has another schema, backbone or width.
+            ConfigError: The other model has another schema, backbone or width, or this one's adaptor makes fields that the
+                other model's core does not take.
         """
+        if self.embedding.knowledge_features() and not other.embedding.knowledge_features():
+            raise ConfigError(
+                f"adaptor {self.config.adaptor} makes further fields of the knowledge, and the base's core has no inputs for "
+                "them. To start from a base, set adaptor_options: {placement: residual}; or train all parameters."
+            )
         if other.schema.fingerprint != self.schema.fingerprint:
             raise ConfigError(
                 "the base was trained on other features or vocabularies: prepare and train it anew on this data set."
@@ -139,12 +151,15 @@ class RankingModel(tfrs.Model):
                     f"the base was trained with {name}={theirs[name]!r}, this model has {ours[name]!r}. They must agree."
                 )
         self.embedding.copy_tables(other.embedding)
+        for extractor in self.extractors.values():
+            if extractor.placement == "residual":
+                extractor.begin_at_zero()
         self.core.set_weights(other.core.get_weights())
         self.output_layer.set_weights(other.output_layer.get_weights())
 
     @property
-    def extractors(self) -> dict[str, KnowledgeExtractor]:
-        """For each kind of entity with knowledge its extractor."""
+    def extractors(self) -> dict[str, Adaptor]:
+        """For each kind of entity with knowledge its adaptor."""
         return self.embedding.extractors
 
     def call(self, features: Mapping[str, Any], training: bool | None = None) -> Any:

@@ -29,6 +29,8 @@ class DCN(FieldBackbone):
         - [Wang et al., Deep & Cross Network for Ad Click Predictions, 2017](https://arxiv.org/abs/1708.05123), equation 3
     """
 
+    any_width = True
+
     def __init__(self, *args: Any, cross_layers: int = 6, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._crosses = [_VectorCross(name=f"cross_{i}") for i in range(cross_layers)]

@@ -40,6 +40,8 @@ class DIEN(Backbone):
           2018](https://arxiv.org/abs/1809.03672)
     """
 
+    any_width = True
+
     def __init__(self, *args: Any, auxiliary_loss: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.auxiliary_loss = auxiliary_loss

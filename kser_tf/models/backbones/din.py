@@ -30,6 +30,8 @@ class DIN(Backbone):
         - [Zhou et al., Deep Interest Network for Click-Through Rate Prediction, 2018](https://arxiv.org/abs/1706.06978)
     """
 
+    any_width = True
+
     def __init__(self, *args: Any, attention_units: int = 32, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.attention_units = attention_units

@@ -47,7 +47,7 @@ class DLRM(FieldBackbone):
         super().build(input_shape)
 
     def call(self, embeddings: Mapping[str, Any], masks: Mapping[str, Any], training: bool | None = None) -> Any:
-        vectors = self.field_vectors(embeddings, masks, ("categorical", "multi"))
+        vectors = self.field_vectors(embeddings, masks, ("categorical", "multi", "knowledge"))
         dense = []
         if self._numeric:
             dense = [in_turn(self._bottom, tf.concat([embeddings[name] for name in self._numeric], -1))]
