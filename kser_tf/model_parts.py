@@ -10,11 +10,29 @@ from typing import Any
 import tensorflow as tf
 
 from kser_tf.layer_paths import find_layer, is_embedding, is_stack, layer_paths
-from kser_tf.layers import AlignmentAttention, ESFNet, KnowledgeEmbedding, KnowledgeExtractor, OutputCorrection
+from kser_tf.layers import (
+    AlignmentAttention,
+    ESFNet,
+    HistoryLikeness,
+    KnowledgeEmbedding,
+    KnowledgeExtractor,
+    KnowledgeProfile,
+    OutputCorrection,
+)
 from kser_tf.models.adaptor import Adaptor
+from kser_tf.models.user_knowledge import UserKnowledge
 
 EXTRACTOR, EMBEDDING, OUTPUT, CORE = PARTS = ("extractor", "embedding", "output", "core")
-_EXTRACTOR_LAYERS = (OutputCorrection, Adaptor, KnowledgeExtractor, ESFNet, AlignmentAttention)
+_EXTRACTOR_LAYERS = (
+    OutputCorrection,
+    Adaptor,
+    UserKnowledge,
+    KnowledgeExtractor,
+    ESFNet,
+    AlignmentAttention,
+    HistoryLikeness,
+    KnowledgeProfile,
+)
 # What the one unit behind everything is called in models that have further layers of one unit, such as an attention's.
 _OUTPUT_NAMES = ("output", "outputs", "output_layer", "logit", "logits", "logit_layer", "head", "score", "rating")
 

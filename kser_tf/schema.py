@@ -100,6 +100,23 @@ class DatasetSchema:
                 return feature
         raise DataError(f"no feature is called {name!r}. There are: {', '.join(f.name for f in self.features)}")
 
+    def groups(self) -> dict[str, list[Feature]]:
+        """Returns the sequence features, group by group; what belongs to the candidate's vocabulary comes first in its group."""
+        candidate = self.feature(self.item_id)
+        found: dict[str, list[Feature]] = {}
+        for feature in self.features:
+            if feature.kind == "sequence":
+                found.setdefault(feature.group or feature.name, []).append(feature)
+        return {
+            name: sorted(features, key=lambda f: f.vocabulary != candidate.vocabulary)
+            for name, features in found.items()
+        }
+
+    def attended_groups(self) -> list[str]:
+        """Returns the groups whose items can be compared with the candidate, since they are of one vocabulary."""
+        vocabulary = self.feature(self.item_id).vocabulary
+        return [name for name, features in self.groups().items() if features[0].vocabulary == vocabulary]
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 over features and vocabularies: models trained on equal fingerprints take the same inputs."""

@@ -6,16 +6,20 @@ of this package.
 
 from kser_tf.layers.alignment_attention import AlignmentAttention
 from kser_tf.layers.esf_net import ESFNet
+from kser_tf.layers.history_likeness import HistoryLikeness
 from kser_tf.layers.knowledge_embedding import KnowledgeEmbedding
 from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
 from kser_tf.layers.knowledge_lookup import KnowledgeLookup
+from kser_tf.layers.knowledge_profile import KnowledgeProfile
 from kser_tf.layers.output_correction import OutputCorrection
 
 __all__ = [
     "AlignmentAttention",
     "ESFNet",
+    "HistoryLikeness",
     "KnowledgeEmbedding",
     "KnowledgeExtractor",
     "KnowledgeLookup",
+    "KnowledgeProfile",
     "OutputCorrection",
 ]

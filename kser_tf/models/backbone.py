@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kser_tf.schema import DatasetSchema, Feature, FieldKind
+from kser_tf.schema import DatasetSchema, FieldKind
 
 FLAT_KINDS: tuple[FieldKind, ...] = ("categorical", "multi", "numeric", "knowledge")
 
@@ -52,23 +52,6 @@ class Backbone(tf.keras.layers.Layer):
     def flat_fields(self, embeddings: Mapping[str, Any], kinds: Sequence[FieldKind] = FLAT_KINDS) -> list[Any]:
         """Returns the embeddings of all features of some kinds, in the schema's order: of all but the sequences."""
         return [embeddings[feature.name] for feature in self.schema.features if feature.kind in kinds]
-
-    def groups(self) -> dict[str, list[Feature]]:
-        """Returns the sequence features, group by group; what belongs to the candidate's vocabulary comes first in its group."""
-        candidate = self.schema.feature(self.schema.item_id)
-        found: dict[str, list[Feature]] = {}
-        for feature in self.schema.features:
-            if feature.kind == "sequence":
-                found.setdefault(feature.group or feature.name, []).append(feature)
-        return {
-            name: sorted(features, key=lambda f: f.vocabulary != candidate.vocabulary)
-            for name, features in found.items()
-        }
-
-    def attended_groups(self) -> list[str]:
-        """Returns the groups whose items can be compared with the candidate, since they are of one vocabulary."""
-        vocabulary = self.schema.feature(self.schema.item_id).vocabulary
-        return [name for name, features in self.groups().items() if features[0].vocabulary == vocabulary]
 
 
 def in_turn(layers: Sequence[Any], inputs: Any) -> Any:

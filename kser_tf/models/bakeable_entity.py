@@ -16,7 +16,8 @@ from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, UNKNOWN_INDEX
 class BakeableEntity:
     """The embedding of every entity of one kind, with its knowledge: a `kser_tf.serving.baking.Bakeable`.
 
-    Knowledge that the backbone takes in further fields stands in a row behind the embedding.
+    Knowledge that the backbone takes in further fields stands in a row behind the embedding, and behind that the profile
+    where the model compares profiles.
 
     Row 0 is the missing value, row 1 every id that neither the vocabulary nor the store holds; then come the
     vocabulary's values, in its order, and the store's other ids, in the order of its rows. So the rows go on where the
@@ -79,7 +80,9 @@ class BakeableEntity:
             embedding = self._embedding.embed_entities(self.name, keys, self.lookups[0].rows(ids))
         else:
             embedding = self._table.gather(keys, self._embedding.compute_dtype)
+        width = self._embedding.embedded_width(self.name)
+        embedding = embedding[:, :width]
         base = self._embedding.base_embeddings(self._vocabulary, keys)
         # What is in further fields is knowledge altogether.
-        aligned = embedding - tf.pad(base, [[0, 0], [0, self.width - base.shape[-1]]])
+        aligned = embedding - tf.pad(base, [[0, 0], [0, width - base.shape[-1]]])
         return {"embedding": tf.cast(embedding, tf.float32), "aligned": tf.cast(aligned, tf.float32)}

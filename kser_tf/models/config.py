@@ -27,6 +27,8 @@ class RankingModelConfig:
         gate: ESFNet's gate: sigmoid, softmax or top_k.
         top_k: Chunks kept by the gate top_k.
         gate_sees: What ESFNet's gate sees: chunk, neighbours, catalogue, context.
+        user_knowledge_heads: Heads that look for what in the user's history is like the candidate in what is known of it
+            (`UserKnowledge`). 0: none.
         extractor_l2: Weight of the L2 penalty on the adaptor's kernels.
     """
 
@@ -46,4 +48,5 @@ class RankingModelConfig:
     gate: str = "sigmoid"
     top_k: int | None = None
     gate_sees: tuple[str, ...] = ("chunk", "neighbours", "catalogue", "context")
+    user_knowledge_heads: int = 0
     extractor_l2: float = 0.0

@@ -13,6 +13,7 @@ from kser_tf.layers import KnowledgeLookup
 from kser_tf.layers.statistics_at_hand import StatisticsAtHand
 from kser_tf.layers.untracked import Untracked
 from kser_tf.models.adaptor import Adaptor
+from kser_tf.models.entity_profiles import EntityProfiles
 from kser_tf.models.feature_indexer import rows_name, vocabulary_rows
 from kser_tf.models.historical_embeddings import HistoricalEmbeddings
 from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, UNKNOWN_INDEX, DatasetSchema, Feature
@@ -54,6 +55,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         width: int. Width of every embedding.
         lookups: For each kind of entity with knowledge its `KnowledgeLookup`.
         extractors: For each kind of entity with knowledge its `Adaptor`.
+        entity_profiles: For each kind of entity whose profiles are asked for, its `EntityProfiles`. Defaults to none.
         regularizer: Of the embedding tables. Defaults to `None`.
         id_dropout: float. The share of the entities that a training step takes for unknown: their embedding is that of an id
             that the vocabulary does not hold, which no training row shows otherwise. The model so learns what to say of new
@@ -82,6 +84,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         width: int,
         lookups: Mapping[str, KnowledgeLookup] | None = None,
         extractors: Mapping[str, Adaptor] | None = None,
+        entity_profiles: Mapping[str, EntityProfiles] | None = None,
         *,
         regularizer: Any = None,
         id_dropout: float = 0.0,
@@ -93,6 +96,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self.width = width
         self.lookups = dict(lookups or {})
         self.extractors = dict(extractors or {})
+        self.entity_profiles = dict(entity_profiles or {})
         self._by_vocabulary = _by_vocabulary(schema.features)
         self._statistics: Any = Untracked({})
         self._historical: dict[str, HistoricalEmbeddings] = {}
@@ -148,10 +152,10 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         esf_net = self.extractors[entity].esf_net
         self._statistics.value[entity] = StatisticsAtHand(self.lookups[entity], esf_net, statistics)
 
-    def refresh_statistics(self) -> None:
-        """Computes anew the statistics kept, where weights were loaded with which they would be others."""
-        for statistics in self._statistics.value.values():
-            statistics.refresh()
+    def refresh_at_hand(self) -> None:
+        """Computes anew what is kept for training, where weights were loaded with which it would be something else."""
+        for kept in (*self._statistics.value.values(), *self.entity_profiles.values()):
+            kept.refresh()
 
     def knowledge_features(self) -> list[Feature]:
         """Returns the further fields as features of the kind `knowledge`, in the order of the features that name entities."""
@@ -206,6 +210,27 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             embedded.update(self._embed(vocabulary, sharing, features, bool(training)))
         return embedded
 
+    def profiles(self, feature: Feature, features: Mapping[str, Any], *, training: bool = False) -> Any:
+        """Returns the profiles of the entities that a feature names, `(batch, n)` or `(batch, length, n)`.
+
+        Args:
+            feature: A feature of an entity that has `entity_profiles`.
+            features: As of the call. Knowledge that comes with a request takes the place of the store's here too.
+            training: bool. Whether what is kept at hand will do.
+        """
+        assert feature.vocabulary is not None
+        assert feature.entity is not None
+        profiles = self.entity_profiles[feature.entity]
+        if feature.vocabulary in self._baked.value:
+            table = self._baked.value[feature.vocabulary]
+            found = table.gather(features[feature.name], self.compute_dtype)[..., -profiles.width :]
+        else:
+            found = profiles.of_rows(features[rows_name(feature.name)], training=training)
+        if chunks_name(feature.name) in features:
+            chunks, mask = features[chunks_name(feature.name)], features[mask_name(feature.name)]
+            found = tf.where(tf.reduce_any(mask, [1, 2])[:, None], profiles(chunks, mask=mask), found)
+        return found
+
     def chunk_weights(self, entity: str, rows: Any) -> Any:
         """Returns ESFNet's weights of the chunks of entities, `(n, fields, chunks)`, for a look and for a plot.
 
@@ -253,7 +278,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         return table(tf.where(keys < table.input_dim, keys, UNKNOWN_INDEX))
 
     def embed_entities(self, entity: str, indices: Any, rows: Any) -> Any:
-        """Returns the embeddings of entities with their knowledge, `(n, entity_width(entity))`.
+        """Returns the embeddings of entities with their knowledge, and their profiles, `(n, entity_width(entity))`.
 
         Args:
             entity: The kind of entity.
@@ -261,15 +286,22 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             rows: int32 `(n,)`, rows of its store, -1 for none.
         """
         vocabulary, keys = self.vocabulary_of(entity), self._entity_keys(entity, indices, rows)
-        vectors = self._embed_keys(vocabulary, entity, keys, training=False)
-        if entity not in self._fields:
-            return vectors
-        return tf.concat([vectors, self._aligned(entity, vectors, rows, training=False)], -1)
+        parts = [self._embed_keys(vocabulary, entity, keys, training=False)]
+        if entity in self._fields:
+            parts.append(self._aligned(entity, parts[0], rows, training=False))
+        if entity in self.entity_profiles:
+            parts.append(tf.cast(self.entity_profiles[entity].of_rows(rows), parts[0].dtype))
+        return tf.concat(parts, -1)
 
-    def entity_width(self, entity: str) -> int:
-        """Returns the width of `embed_entities`: that of all embeddings, and behind it the further fields side by side."""
+    def embedded_width(self, entity: str) -> int:
+        """Returns the width of an entity's embedding with the further fields behind it, side by side."""
         count, width = self._fields.get(entity, (0, 0))
         return self.width + count * width
+
+    def entity_width(self, entity: str) -> int:
+        """Returns the width of `embed_entities`: `embedded_width`, and behind that the profile, if there is one."""
+        profiles = self.entity_profiles.get(entity)
+        return self.embedded_width(entity) + (0 if profiles is None else profiles.width)
 
     def serve_baked(self, vocabulary: str, table: Any | None) -> None:
         """Takes a vocabulary's embeddings from a `BakedTable` from now on; `None` for computing them, as before."""
@@ -292,7 +324,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         sizes = [tf.size(key) for key in keys]
         distinct, places = tf.unique(tf.concat([tf.reshape(key, [-1]) for key in keys], 0))
         if vocabulary in self._baked.value:
-            vectors = self._baked.value[vocabulary].gather(distinct, self.compute_dtype)
+            width = self.embedded_width(self._entity_of[vocabulary] or "")
+            vectors = self._baked.value[vocabulary].gather(distinct, self.compute_dtype)[:, :width]
         elif entity is None:
             if training and self.id_dropout and any(feature.entity for feature in sharing):
                 distinct = tf.where((distinct >= FIRST_INDEX) & self._drawn(distinct), UNKNOWN_INDEX, distinct)

@@ -31,21 +31,21 @@ class FieldBackbone(Backbone):
         self._place: dict[str, Any] = {}
 
     def build(self, input_shape: Any) -> None:
-        for group, features in self.groups().items():
+        for group, features in self.schema.groups().items():
             width = input_shape[features[0].name][-1]
             self._place[group] = tf.keras.layers.Dense(width, activation="relu", name=f"{group}_place")
         super().build(input_shape)
 
     def field_count(self) -> int:
         """Returns the number of fields."""
-        return sum(feature.kind in FLAT_KINDS for feature in self.schema.features) + len(self.groups())
+        return sum(feature.kind in FLAT_KINDS for feature in self.schema.features) + len(self.schema.groups())
 
     def field_vectors(
         self, embeddings: Mapping[str, Any], masks: Mapping[str, Any], kinds: Sequence[FieldKind] = FLAT_KINDS
     ) -> list[Any]:
         """Returns the fields' vectors, each `(batch, width)`: the features in the schema's order, then the histories."""
         vectors = self.flat_fields(embeddings, kinds)
-        for group, features in self.groups().items():
+        for group, features in self.schema.groups().items():
             place = tf.concat([embeddings[feature.name] for feature in features], -1)
             vectors.append(masked_mean(self._place[group](place), masks[group]))
         return vectors

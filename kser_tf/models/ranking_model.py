@@ -23,8 +23,10 @@ from kser_tf.models import adaptors, backbones  # noqa: E402
 from kser_tf.models.adaptor import Adaptor  # noqa: E402
 from kser_tf.models.bakeable_entity import BakeableEntity  # noqa: E402
 from kser_tf.models.config import RankingModelConfig  # noqa: E402
+from kser_tf.models.entity_profiles import EntityProfiles  # noqa: E402
 from kser_tf.models.feature_embedding import FeatureEmbedding, chunks_name, mask_name  # noqa: E402
 from kser_tf.models.feature_indexer import FeatureIndexer  # noqa: E402
+from kser_tf.models.user_knowledge import UserKnowledge  # noqa: E402
 
 
 class RankingModel(tfrs.Model):
@@ -63,12 +65,16 @@ class RankingModel(tfrs.Model):
         backbone = backbones.get(self.config.backbone)
         options = adaptors.checked_options(self.config.adaptor, self.config.adaptor_options)
         extractors = {entity: self._adaptor(entity, backbone.any_width, options) for entity in lookups}
+        self.user_knowledge = self._user_knowledge(lookups)
+        item = schema.feature(schema.item_id).entity
+        profiles = {} if self.user_knowledge is None else {item: EntityProfiles(lookups[item], name=f"{item}_profiles")}
         self.indexer = FeatureIndexer(schema, lookups)
         self.embedding = FeatureEmbedding(
             schema,
             self.config.embedding_width,
             lookups,
             extractors,
+            profiles,
             regularizer=_l2(self.config.embedding_l2),
             id_dropout=self.config.id_dropout,
             name="embedding",
@@ -94,6 +100,17 @@ class RankingModel(tfrs.Model):
             name=f"{entity}_extractor",
         )
 
+    def _user_knowledge(self, lookups: Mapping[str, KnowledgeLookup]) -> UserKnowledge | None:
+        heads, schema = self.config.user_knowledge_heads, self.schema
+        if not heads or schema.feature(schema.item_id).entity not in lookups:
+            return None
+        if not schema.attended_groups():
+            raise ConfigError(
+                f"user_knowledge_heads={heads} compares the candidate with what the user did before, and no sequence feature "
+                f"is of the vocabulary of {schema.item_id}. Prepare one, or set user_knowledge_heads to 0."
+            )
+        return UserKnowledge(schema, heads, name="user_knowledge")
+
     def make_weights(self) -> None:
         """Makes all weights, by a call on a batch of one row without a single value."""
         self.serve(
@@ -107,7 +124,7 @@ class RankingModel(tfrs.Model):
         )
 
     def adapt(self, stores: Mapping[str, KnowledgeStore]) -> None:
-        """Tells each adaptor about its catalogue, and keeps the statistics of all chunks for training, if it uses them.
+        """Tells each adaptor about its catalogue, and keeps for training what depends on the catalogue alone.
 
         The model must have its weights.
         """
@@ -115,10 +132,13 @@ class RankingModel(tfrs.Model):
             statistics = extractor.adapt(stores[entity])
             if statistics is not None:
                 self.embedding.remember_statistics(entity, statistics)
+        for entity, profiles in self.embedding.entity_profiles.items():
+            profiles.adapt(stores[entity])
+            profiles.remember()
 
     def make_train_function(self, force: bool = False) -> Any:
         # Every `fit` begins here, and weights may have been loaded since the last one.
-        self.embedding.refresh_statistics()
+        self.embedding.refresh_at_hand()
         return super().make_train_function(force)
 
     def keep_historical_embeddings(self, one_of: int = 8) -> None:
@@ -165,9 +185,16 @@ class RankingModel(tfrs.Model):
     def call(self, features: Mapping[str, Any], training: bool | None = None) -> Any:
         embeddings = self.embedding(features, training=training)
         masks = {}
-        for group, members in self.core.groups().items():
+        for group, members in self.schema.groups().items():
             masks[group] = features[members[0].name] != MISSING_INDEX
-        return self.output_layer(self.core(embeddings, masks, training=training))
+        logit = self.output_layer(self.core(embeddings, masks, training=training))
+        if self.user_knowledge is None:
+            return logit
+        profiles = {
+            feature.name: self.embedding.profiles(feature, features, training=bool(training))
+            for feature in self.user_knowledge.profiled_features()
+        }
+        return logit + tf.cast(self.user_knowledge(profiles, features), logit.dtype)
 
     def compute_loss(self, inputs: tuple[Mapping[str, Any], Any], training: bool = False) -> Any:
         features, labels = inputs

@@ -51,9 +51,9 @@ class DIEN(Backbone):
         self._deep = self.deep_layers()
 
     def build(self, input_shape: Any) -> None:
-        for group in self.attended_groups():
+        for group in self.schema.attended_groups():
             # The interest is as wide as a place, so that the two can be multiplied in the auxiliary loss.
-            width = sum(input_shape[feature.name][-1] for feature in self.groups()[group])
+            width = sum(input_shape[feature.name][-1] for feature in self.schema.groups()[group])
             candidate = input_shape[self.schema.item_id][-1]
             self._interest[group] = tf.keras.layers.GRU(width, return_sequences=True, name=f"{group}_interest")
             self._relevance[group] = tf.keras.layers.Dense(candidate, use_bias=False, name=f"{group}_relevance")
@@ -63,7 +63,7 @@ class DIEN(Backbone):
     def call(self, embeddings: Mapping[str, Any], masks: Mapping[str, Any], training: bool | None = None) -> Any:
         candidate = embeddings[self.schema.item_id]
         vectors = self.flat_fields(embeddings)
-        for group, features in self.groups().items():
+        for group, features in self.schema.groups().items():
             place = tf.concat([embeddings[feature.name] for feature in features], -1)
             if group not in self._interest:
                 vectors.append(masked_mean(place, masks[group]))

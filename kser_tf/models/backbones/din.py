@@ -36,7 +36,7 @@ class DIN(Backbone):
         super().__init__(*args, **kwargs)
         self.attention_units = attention_units
         self._place, self._candidate, self._product, self._score = {}, {}, {}, {}
-        for group in self.attended_groups():
+        for group in self.schema.attended_groups():
             self._place[group] = tf.keras.layers.Dense(attention_units, use_bias=False, name=f"{group}_place")
             self._candidate[group] = tf.keras.layers.Dense(attention_units, name=f"{group}_candidate")
             self._product[group] = tf.keras.layers.Dense(attention_units, use_bias=False, name=f"{group}_product")
@@ -46,7 +46,7 @@ class DIN(Backbone):
     def call(self, embeddings: Mapping[str, Any], masks: Mapping[str, Any], training: bool | None = None) -> Any:
         candidate = embeddings[self.schema.item_id]
         vectors = self.flat_fields(embeddings)
-        for group, features in self.groups().items():
+        for group, features in self.schema.groups().items():
             place = tf.concat([embeddings[feature.name] for feature in features], -1)
             if group not in self._score:
                 vectors.append(masked_mean(place, masks[group]))

@@ -1,0 +1,65 @@
+"""UserKnowledge: what the knowledge of a user's past says of the candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from kser_tf.layers import HistoryLikeness
+from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, DatasetSchema, Feature
+
+# Width of what stands for a value of a history's further features, such as a rating.
+_FEEDBACK_WIDTH = 4
+
+
+class UserKnowledge(tf.keras.layers.Layer):
+    """Corrects the logit by what the user thought of the items whose knowledge is like the candidate's.
+
+    For each group of sequence features that begins with items of the candidate's vocabulary there is a `HistoryLikeness`;
+    the group's further features (ratings, say) are the feedback, each value in a few learned numbers.
+
+    Args:
+        schema: The prepared data set's columns.
+        num_heads: int. Of each `HistoryLikeness`.
+
+    Call arguments:
+        profiles: For the candidate and the first feature of each group what `FeatureEmbedding.profiles` returns.
+        features: What `FeatureIndexer` returns.
+
+    Returns:
+        The correction, `(batch, 1)`; 0 at the start, and always for candidates of which nothing is known.
+    """
+
+    def __init__(self, schema: DatasetSchema, num_heads: int = 4, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.schema = schema
+        groups = schema.groups()
+        self._groups = {name: groups[name] for name in schema.attended_groups()}
+        self._likeness = {name: HistoryLikeness(num_heads, name=f"{name}_likeness") for name in self._groups}
+        self._feedback = {
+            feature.name: tf.keras.layers.Embedding(
+                FIRST_INDEX + len(schema.vocabularies[feature.vocabulary or ""]),
+                _FEEDBACK_WIDTH,
+                embeddings_initializer=tf.keras.initializers.RandomNormal(stddev=0.5),
+                name=f"{feature.name}_feedback",
+            )
+            for features in self._groups.values()
+            for feature in features[1:]
+        }
+
+    def profiled_features(self) -> list[Feature]:
+        """Returns the features whose entities' profiles are compared: the candidate, then each group's items."""
+        return [self.schema.feature(self.schema.item_id), *(features[0] for features in self._groups.values())]
+
+    def call(self, profiles: Mapping[str, Any], features: Mapping[str, Any]) -> Any:
+        candidate = profiles[self.schema.item_id]
+        corrections = []
+        for name, (items, *further) in self._groups.items():
+            there = features[items.name] != MISSING_INDEX
+            parts = [self._feedback[feature.name](features[feature.name]) for feature in further]
+            parts = parts or [tf.cast(there, self.compute_dtype)[..., None]]
+            feedback = tf.concat(parts, -1) if len(parts) > 1 else parts[0]
+            corrections.append(self._likeness[name](candidate, profiles[items.name], feedback, mask=there))
+        return tf.add_n(corrections)

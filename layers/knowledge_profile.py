@@ -1,0 +1,122 @@
+"""KnowledgeProfile: what an entity's knowledge says as a whole, in one short vector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kser_tf.layers.catalogue import batches_of, require_shape
+from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks
+
+
+@tf.keras.utils.register_keras_serializable("kser_tf")
+class KnowledgeProfile(ShapedLayer):
+    """One vector of unit length for each entity, to be compared with other entities'.
+
+    With the mean `m` of an entity's chunks, the catalogue's mean `c` of those and the directions `P` in which they differ
+    most,
+
+        profile = (m - c) P / |(m - c) P|
+
+    so the cosine of two profiles, their product, says how like two entities are within this catalogue: of raw text vectors
+    all are alike. `adapt` learns `c` and `P` from a store, by principal component analysis. Nothing is trained.
+
+    Args:
+        dims: int. Width of a profile; at most that of the chunks. Defaults to `32`.
+
+    Call arguments:
+        chunks: `(batch, fields, chunks, width)`.
+        mask: `(batch, fields, chunks)` bool. Defaults to the Keras mask of the chunks, or else to all true.
+
+    Returns:
+        `(batch, dims)`, in the layer's compute dtype; 0 for entities of which there is no chunk.
+
+    Raises:
+        ValueError: A shape differs from what the layer was built for.
+
+    Example:
+
+    >>> profile = kser_tf.layers.KnowledgeProfile(dims=2)
+    >>> profile.build((None, 3, 2, 384))
+    >>> profile.adapt(store)
+    >>> profile(*store.lookup(["Alien", "Aliens", "Amelie"]))  # three vectors; the first two point the same way
+    """
+
+    shaped_arguments = ("chunks",)
+
+    def __init__(self, dims: int = 32, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if dims < 1:
+            raise ValueError(f"`dims` must be at least 1. Received: dims={dims}")
+        self.dims = dims
+        self.supports_masking = True
+
+    def build(self, chunks_shape: Any) -> None:
+        shape = tuple(chunks_shape)
+        if len(shape) != 4 or None in shape[1:]:
+            raise ValueError(
+                f"`chunks` must be (batch, fields, chunks, width) with only the batch unknown. Received: shape={shape}"
+            )
+        self._shape = shape[1:]
+        width = shape[-1]
+        self._center = self.add_weight(name="center", shape=(width,), initializer="zeros", trainable=False)
+        self._directions = self.add_weight(
+            name="directions", shape=(width, self.width_for(width)), initializer="identity", trainable=False
+        )
+        self._remember_shapes(chunks=chunks_shape)
+
+    def width_for(self, width: int) -> int:
+        """Returns the width of the profiles of chunks of some width."""
+        return min(self.dims, width)
+
+    def adapt(self, store: Any) -> None:
+        """Learns the catalogue's mean and main directions. Reads the store twice, batch by batch.
+
+        Args:
+            store: A `kser_tf.KnowledgeStore`, or anything with its `ids` and `lookup`. The layer must be built.
+
+        Raises:
+            ValueError: The layer is not built, or was built for knowledge of another shape.
+        """
+        self._require_built("adapt")
+        require_shape(self.name, self._shape, store)
+        width = self._shape[-1]
+        total, count = np.zeros(width), 0
+        for means in _means(store):
+            total += means.sum(0)
+            count += len(means)
+        center, scatter = total / max(count, 1), np.zeros((width, width))
+        for means in _means(store):
+            scatter += (means - center).T @ (means - center)
+        directions = np.linalg.eigh(scatter)[1][:, ::-1][:, : self.width_for(width)]
+        # An eigenvector's sign is anybody's choice: the same store is to give the same weights on every machine.
+        largest = directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])]
+        self._center.assign(center)
+        self._directions.assign(directions * np.sign(largest))
+
+    def call(self, chunks: Any, mask: Any = None) -> Any:
+        chunks, mask = checked_chunks(chunks, mask, self._shape, self.compute_dtype)
+        fields, per_field, width = self._shape
+        present = tf.cast(mask, chunks.dtype)
+        shares = present / tf.maximum(tf.reduce_sum(present, [1, 2], keepdims=True), 1)
+        count = fields * per_field
+        mean = tf.matmul(tf.reshape(shares, (-1, 1, count)), tf.reshape(chunks, (-1, count, width)))[:, 0]
+        vectors = tf.matmul(mean - tf.cast(self._center, mean.dtype), tf.cast(self._directions, mean.dtype))
+        known = tf.reduce_any(mask, [1, 2])[:, None]
+        return tf.math.l2_normalize(tf.where(known, vectors, tf.zeros_like(vectors)), -1)
+
+    def compute_output_shape(self, chunks_shape: Any) -> Any:
+        return (chunks_shape[0], self.width_for(chunks_shape[-1]))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "dims": self.dims}
+
+
+def _means(store: Any) -> Any:
+    """Yields the mean chunk of the entities that have any, float64 `(n, width)`."""
+    for chunks, mask in batches_of(store):
+        there = mask.any((1, 2))
+        weights = mask[there, ..., None].astype(np.float64)
+        yield (np.where(weights > 0, chunks[there], 0) * weights).sum((1, 2)) / weights.sum((1, 2))
