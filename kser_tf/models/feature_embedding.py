@@ -242,7 +242,9 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             ConfigError: The adaptor has no ESFNet.
         """
         if self.extractors[entity].esf_net is None:
-            raise ConfigError(f"{self.extractors[entity].name}: an adaptor without ESFNet does not weigh the chunks.")
+            raise ConfigError(
+                f"{self.extractors[entity].name}: an adaptor without ESFNet does not weigh the chunks. kser and esf_net_only do."
+            )
         vocabulary = self.vocabulary_of(entity)
         base = self._tables[vocabulary](tf.gather(self._row_index[entity], rows))
         chunks, mask = self.lookups[entity].lookup_rows(rows)
