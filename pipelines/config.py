@@ -57,6 +57,67 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
+def load_config(
+    cls: type[T], path: str | Path, *, data: str | None = None, work: str | None = None, overrides: Sequence[str] = ()
+) -> T:
+    """Reads the configuration of several jobs together, which has the keys `name` and `work`.
+
+    Args:
+        cls: The dataclass.
+        path: YAML file with its keys.
+        data: What `${data}` in it stands for.
+        work: Overrides its `work`, the folder that everything is written to, for which `${work}` stands. Without either it
+            is `runs/<name>`.
+        overrides: `key=value`, such as `train.seeds=[1, 2]`; the value is YAML.
+
+    Raises:
+        ConfigError: A key is unknown or missing, a value is of the wrong type, or `${data}` is used and not given.
+    """
+    values = read_yaml(path)
+    for given in overrides:
+        override(values, given)
+    if work is not None:
+        values["work"] = work
+    folder = Path(values["work"]) if values.get("work") else Path("runs") / str(values.get("name"))
+    return from_mapping(cls, filled_in(values, {"data": data, "work": str(folder)}, str(path)), source=str(path))
+
+
+def override(values: dict[str, Any], given: str) -> None:
+    """Sets a value in nested mappings by what `--set` was given, such as `train.seeds=[1]`; the value is YAML."""
+    key, separator, text = given.partition("=")
+    if not separator:
+        raise ConfigError(f"--set takes KEY=VALUE, such as train.seeds=[1]. Received: {given!r}")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {given}: `{parent}` is not a mapping.")
+    values[last] = yaml.safe_load(text)
+
+
+def filled_in(value: Any, names: dict[str, str | None], source: str) -> Any:
+    """Replaces `${name}` in all strings of nested mappings and lists; `ConfigError` for a name that is unknown or `None`."""
+    if isinstance(value, dict):
+        return {key: filled_in(item, names, source) for key, item in value.items()}
+    if isinstance(value, list):
+        return [filled_in(item, names, source) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in names:
+            raise ConfigError(
+                f"{source}: ${{{name}}} is not known. Known: {', '.join('${' + known + '}' for known in names)}"
+            )
+        text = names[name]
+        if text is None:
+            raise ConfigError(f"{source}: ${{{name}}} is used, but not given. Pass --{name} FOLDER.")
+        return text
+
+    return re.sub(r"\$\{(\w+)\}", replacement, value)
+
+
 def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
     """Adds `--config FILE` and one flag for each field of the dataclass `cls`, its help taken from the docstring's `Args:`."""
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys as the flags; flags win")
