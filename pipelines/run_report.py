@@ -66,7 +66,7 @@ def build_report(
         "store": {
             entity: KnowledgeStore.open(c.output, verify=False).describe() for entity, c in encode_configs.items()
         },
-        "runs": [_run_figures(model) for model in models],
+        "runs": [run_figures(model) for model in models],
         "comparisons": comparisons,
         "versions": job["versions"] if job else {},
         "command": command(),
@@ -217,7 +217,8 @@ def summary(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _run_figures(model: Any) -> dict[str, Any]:
+def run_figures(model: Any) -> dict[str, Any]:
+    """Returns what a report says of one `Trained` model."""
     training, metrics = model.training, model.metrics
     curve = [
         {"epoch": i + 1, **{key: epoch[key] for key in ("loss", "val_loss", "val_auc") if key in epoch}}
