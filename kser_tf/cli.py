@@ -167,6 +167,9 @@ def _add_benchmark(commands: Any) -> None:
     command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/benchmark-movielens-1m.yaml")
     _add_workflow_flags(command)
     command.add_argument(
+        "--part", metavar="NAME", action="append", default=[], help="only this part; may be given several times"
+    )
+    command.add_argument(
         "--only",
         metavar="PATTERN",
         action="append",
@@ -181,7 +184,7 @@ def _add_benchmark(commands: Any) -> None:
         from kser_tf.pipelines.config import load_config
 
         config = load_config(BenchmarkConfig, given.config, data=given.data, work=given.work, overrides=given.set)
-        return benchmark(config, only=given.only, summary=given.summary)
+        return benchmark(config, parts=given.part, only=given.only, summary=given.summary)
 
     command.set_defaults(execute=execute)
 

@@ -21,7 +21,9 @@ from kser_tf.schema import DatasetSchema
 EXIT_FAILED_CELLS = 1
 
 
-def benchmark(config: BenchmarkConfig, *, only: Sequence[str] = (), summary: bool = False) -> int:
+def benchmark(
+    config: BenchmarkConfig, *, parts: Sequence[str] = (), only: Sequence[str] = (), summary: bool = False
+) -> int:
     """Trains and evaluates the cells that are not done yet, and writes the summary.
 
     Every cell has a folder below `cells`, with what `train` and `evaluate` leave there. Stopped at any point, the same call goes
@@ -31,6 +33,7 @@ def benchmark(config: BenchmarkConfig, *, only: Sequence[str] = (), summary: boo
 
     Args:
         config: The benchmark.
+        parts: Names of the matrix's parts, to do those alone. Defaults to all.
         only: Patterns of cells' names, such as `din/*`; the cells that they need come with them. Defaults to all cells.
         summary: Whether to write the summary alone, of what is there.
 
@@ -45,7 +48,7 @@ def benchmark(config: BenchmarkConfig, *, only: Sequence[str] = (), summary: boo
     matrix = BenchmarkMatrix(config)
     state = BenchmarkState(matrix)
     if not summary:
-        wanted = matrix.chosen(only)
+        wanted = matrix.chosen(parts=parts, only=only)
         steps = Steps()
         _prepare(matrix, wanted, steps)
         for number, cell in enumerate(wanted, start=1):

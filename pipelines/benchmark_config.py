@@ -67,6 +67,8 @@ class Tuning:
         trials: How many settings are tried, for each variant, backbone and split.
         by_variant: Keys for one variant, beside `keys` and over them.
         like: Variants that are not tuned themselves but take the setting of another, such as `{placebo: kser}`.
+        splits: Where settings are searched; on other splits what was found on the first of these is used. Defaults to all.
+        backbones: Likewise for backbones.
         seed: Of all trials, and of the draw. None of the benchmark's seeds, so that what is chosen by it is not measured on it.
     """
 
@@ -76,6 +78,8 @@ class Tuning:
     trials: int
     by_variant: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     like: dict[str, str] = field(default_factory=dict)
+    splits: tuple[str, ...] | None = None
+    backbones: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +88,9 @@ class Tuning:
                 f"`trials` must be at least 2: the first is the variant as it is configured. Received: {self.trials}. "
                 "To tune nothing, leave `tuning` out."
             )
+        for key in ("splits", "backbones"):
+            if getattr(self, key) == ():
+                raise ConfigError(f"`tuning.{key}` is empty. Name at least one, or leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,9 +292,15 @@ class BenchmarkConfig:
                 _check_known(name, self.variants, "goals", "variants")
             for name in goal.splits or ():
                 _check_known(name, self.splits, "goals.splits", "splits")
+            if goal.against not in self.compared_with(goal.variant):
+                raise ConfigError(
+                    f"`goals`: {goal.variant} is not compared with {goal.against}. Add it to `against.{goal.variant}`."
+                )
         if self.tuning is not None:
             for name in (*self.tuning.by_variant, *self.tuning.like, *self.tuning.like.values()):
                 _check_known(name, self.variants, "tuning", "variants")
+            for name in self.tuning.splits or ():
+                _check_known(name, self.splits, "tuning.splits", "splits")
             for name in self.tuning.like.values():
                 if name in self.tuning.like:
                     raise ConfigError(f"`tuning.like`: {name} is not tuned itself. Name the variant that is.")

@@ -55,6 +55,8 @@ class BenchmarkMatrix:
 
     def __init__(self, config: BenchmarkConfig) -> None:
         self.config = config
+        self._preparations = {split: self._preparation(split) for split in config.splits}
+        self._encodings = {text: self._encodings_of(text) for text in config.texts}
         self.settings = {variant: self._settings_to_try(variant) for variant in config.variants}
         measured = dict.fromkeys(cell for part in config.parts.values() for cell in self.cells_of(part))
         self._check_neighbours(measured)
@@ -75,19 +77,11 @@ class BenchmarkMatrix:
 
     def preparation(self, split: str) -> PrepareConfig:
         """How a split's examples are made."""
-        output = {"output": str(self.config.folder / "prepared" / split)}
-        values = merged(output, self.config.prepare, self.config.splits[split].prepare)
-        return from_mapping(PrepareConfig, values, source=f"splits.{split}.prepare")
+        return self._preparations[split]
 
     def encodings(self, text: str) -> dict[str, EncodeConfig]:
         """For each kind of entity how a text about it is encoded."""
-        folder = self.config.folder / "stores" / text
-        return {
-            entity: from_mapping(
-                EncodeConfig, {"output": str(folder / entity), **values}, source=f"texts.{text}.{entity}"
-            )
-            for entity, values in self.config.texts[text].items()
-        }
+        return self._encodings[text]
 
     def training(self, cell: Cell, setting: Mapping[str, Any], base: str | None) -> TrainConfig:
         """How a cell is trained.
@@ -141,9 +135,11 @@ class BenchmarkMatrix:
         if tuning is None:
             return []
         variant = tuning.like.get(cell.variant, cell.variant)
-        return [
-            Cell(cell.backbone, variant, cell.split, tuning.seed, trial=i) for i in range(len(self.settings[variant]))
-        ]
+        split = cell.split if tuning.splits is None or cell.split in tuning.splits else tuning.splits[0]
+        backbone = (
+            cell.backbone if tuning.backbones is None or cell.backbone in tuning.backbones else tuning.backbones[0]
+        )
+        return [Cell(backbone, variant, split, tuning.seed, trial=i) for i in range(len(self.settings[variant]))]
 
     def base(self, cell: Cell) -> Cell | None:
         """The cell that a cell starts from, if it does. A trial starts from the best trial of its base, which this is not."""
@@ -159,24 +155,45 @@ class BenchmarkMatrix:
             direct = [] if base is None else self.trials(base)
         return list(dict.fromkeys(one for needed in direct for one in (*self.needs(needed), needed)))
 
-    def chosen(self, patterns: Sequence[str]) -> list[Cell]:
-        """The cells whose names match any of the patterns, with what they need; all without a pattern.
+    def chosen(self, *, parts: Sequence[str] = (), only: Sequence[str] = ()) -> list[Cell]:
+        """The cells of any of the parts whose names match any of the patterns, with what they need.
+
+        Args:
+            parts: Names of parts. Defaults to all.
+            only: Patterns, such as `din/*`. Defaults to all.
 
         Raises:
-            ConfigError: No cell matches a pattern.
+            ConfigError: A part is unknown, or no cell of the parts matches a pattern.
         """
-        if not patterns:
-            return self.cells
+        for name in parts:
+            if name not in self.config.parts:
+                raise ConfigError(f"--part {name} is not in `parts`. There: {', '.join(self.config.parts)}.")
+        cells = self.cells
+        if parts:
+            cells = list(dict.fromkeys(cell for name in parts for cell in self.cells_of(self.config.parts[name])))
         wanted: set[Cell] = set()
-        for pattern in patterns:
-            matching = [cell for cell in self.cells if fnmatch.fnmatchcase(cell.name, pattern)]
+        for pattern in only or ("*",):
+            matching = [cell for cell in cells if fnmatch.fnmatchcase(cell.name, pattern)]
             if not matching:
                 raise ConfigError(
-                    f"--only {pattern!r} matches no cell. The first cell's name is {self.cells[0].name}; `*` stands for "
-                    "anything."
+                    f"--only {pattern!r} matches no cell. The first cell's name is {cells[0].name}; `*` stands for anything."
                 )
             wanted |= {one for cell in matching for one in (*self.needs(cell), cell)}
         return [cell for cell in self.cells if cell in wanted]
+
+    def _preparation(self, split: str) -> PrepareConfig:
+        output = {"output": str(self.config.folder / "prepared" / split)}
+        values = merged(output, self.config.prepare, self.config.splits[split].prepare)
+        return from_mapping(PrepareConfig, values, source=f"splits.{split}.prepare")
+
+    def _encodings_of(self, text: str) -> dict[str, EncodeConfig]:
+        folder = self.config.folder / "stores" / text
+        return {
+            entity: from_mapping(
+                EncodeConfig, {"output": str(folder / entity), **values}, source=f"texts.{text}.{entity}"
+            )
+            for entity, values in self.config.texts[text].items()
+        }
 
     def _settings_to_try(self, variant: str) -> list[dict[str, Any]]:
         """The settings that a variant's trials have, nested as in `TrainConfig`; the first is none."""
@@ -210,10 +227,6 @@ class BenchmarkMatrix:
 
     def _check_keys(self) -> None:
         """Makes every configuration once: a mistake shows before anything is trained."""
-        for split in self.config.splits:
-            self.preparation(split)
-        for text in self.config.texts:
-            self.encodings(text)
         for cell in self.cells:
             for setting in self.settings[cell.variant]:
                 self.training(cell, setting, "base" if self.base(cell) is not None else None)

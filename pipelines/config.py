@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import inspect
 import re
 import typing
@@ -35,7 +36,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
         ConfigError: A key is unknown (the nearest known one is suggested), missing, or its value has the wrong type.
     """
     try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(values))
+        return _adapter(cls).validate_python(dict(values))
     except pydantic.ValidationError as error:
         lines = [_describe(cls, problem) for problem in error.errors()]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
@@ -148,6 +149,12 @@ def argument_help(cls: type) -> dict[str, str]:
         return {}
     entries = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", section.group(1), re.MULTILINE | re.DOTALL)
     return {name: " ".join(body.split()) for name, body in entries}
+
+
+@functools.cache
+def _adapter(cls: type[T]) -> pydantic.TypeAdapter[T]:
+    """Making one takes some hundredths of a second; a matrix fills the same class hundreds of times."""
+    return pydantic.TypeAdapter(cls)
 
 
 def _describe(cls: type, problem: Any) -> str:
