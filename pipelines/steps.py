@@ -42,7 +42,9 @@ def say(text: str) -> None:
 
 
 def forget_graphs() -> None:
-    """Frees what Keras keeps of the models so far."""
+    """Frees what Keras keeps of the models so far; nothing where TensorFlow was not needed."""
+    if "tensorflow" not in sys.modules:
+        return
     import tensorflow as tf
 
     tf.keras.backend.clear_session()
