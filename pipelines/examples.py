@@ -108,7 +108,7 @@ class IndexedExamples:
         return -(-len(self) // batch_size)
 
     def raw_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the features as they are in the prepared table, padded, `rows` at a time: what a request would hold."""
+        """Yields the features of the whole split as they are in the table, padded, `rows` at a time: what a request would hold."""
         yield from raw_features(self._table, self.schema.features, rows)
 
     def _gather(self) -> Callable[[Any], Any]:
