@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kser_tf.pipelines.benchmark_figures import BenchmarkFigures, compared, in_order
+from kser_tf.pipelines.benchmark_figures import FIRST_SLICES, BenchmarkFigures, compared
 from kser_tf.pipelines.report_figures import BASE, Band, band, percent, signed, slice_name, variant_name
 from kser_tf.pipelines.report_plots import INK, SERIES_COLOURS, Panel, PanelBuilder, Plot, drawn
 
@@ -13,13 +13,13 @@ _ROW, _MARGIN = 19, 58  # of a forest plot, in points
 
 
 def forest_panels(figures: BenchmarkFigures, *, against_base: bool) -> list[tuple[str, Panel]]:
-    """For each group a plot for each slice: one row a comparison, its difference and both intervals."""
+    """For each group plots of the slices that are asked for first: one row a comparison, its difference and both intervals."""
     panels = []
     for number, group in enumerate(figures.groups):
         entries = [
             entry for entry in figures.of_group("comparisons", group) if (entry["against"] == BASE) == against_base
         ]
-        slices = in_order(list(dict.fromkeys(entry["slice"] for entry in entries)))
+        slices = [name for name in FIRST_SLICES if any(entry["slice"] == name for entry in entries)]
         key = f"forest-{'base' if against_base else 'peers'}-{number}"
         plots = [
             _forest(f"{key}-{i}", name, [entry for entry in entries if entry["slice"] == name])
@@ -57,14 +57,13 @@ def learning_panel(figures: BenchmarkFigures) -> Panel | None:
         shares = figures.shares(group)
         if len(shares) < 2:
             continue
-        slices = in_order(figures.every_share.slices)[:3]
         levels: dict[str, dict[float, list[float | None]]] = {}
         for run in figures.of_group("runs", group, whole=False):
             auc = run["metrics"].get("all", {}).get("auc")
             levels.setdefault(run["variant"], {}).setdefault(run["training_users"], []).append(auc)
         curve = {variant: _curve(shares, of) for variant, of in levels.items() if len(of) > 1}
         _add_learning(builder, f"{group}: AUC, all rows", shares, curve, to_base=False)
-        for name in slices:
+        for name in FIRST_SLICES:
             gains: dict[str, dict[float, list[float | None]]] = {}
             for entry in figures.of_group("comparisons", group, whole=False):
                 if entry["slice"] == name and entry["against"] == BASE:

@@ -90,6 +90,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     stores = {entity: reference.open() for entity, reference in store_references(config.model).items()}
     examples = IndexedExamples(config.prepared, config.split, stores)
     examples.require_same_schema(model.schema)
+    further = _item_slices(config.item_slices, examples.column(model.schema.item_id)) if config.item_slices else {}
     predicting = time.monotonic()
     logits = predict_logits(model, examples.batches(config.batch_size))
     seconds = time.monotonic() - predicting
@@ -101,7 +102,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "item_is_cold": examples.column(ITEM_IS_COLD),
         "user_interactions": examples.column(USER_INTERACTIONS),
     }
-    further = _item_slices(config.item_slices, examples.column(model.schema.item_id)) if config.item_slices else {}
     result = {
         "split": config.split,
         "slices": evaluate_slices(labels, logits, **columns, further=further),

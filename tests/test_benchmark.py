@@ -10,7 +10,7 @@ import small_world as world
 import yaml
 
 from kser_tf import cli
-from kser_tf.errors import ConfigError
+from kser_tf.errors import ConfigError, DataError, PathLockedError
 from kser_tf.models.config import RankingModelConfig
 from kser_tf.pipelines import encode, evaluate, train
 from kser_tf.pipelines.benchmark import benchmark
@@ -18,7 +18,7 @@ from kser_tf.pipelines.benchmark_comparisons import Measured, compare, judge_goa
 from kser_tf.pipelines.benchmark_config import BenchmarkConfig
 from kser_tf.pipelines.benchmark_matrix import BenchmarkMatrix, Cell
 from kser_tf.pipelines.config import from_mapping
-from kser_tf.pipelines.evaluate import BOOTSTRAP_FILE
+from kser_tf.pipelines.evaluate import BOOTSTRAP_FILE, EvaluateConfig
 from kser_tf.pipelines.job import current_result, write_job
 
 VARIANTS = {
@@ -354,6 +354,14 @@ def test_a_failed_cell_is_told_and_does_not_stop_the_others(data, tmp_path, jobs
     assert not list((tmp_path / "failures").rglob("*.json"))
 
 
+def test_a_cell_that_another_process_is_at_is_left_out(data, tmp_path, jobs, capsys):
+    jobs.break_at["din/kser/by_user/users-1/seed-1"] = PathLockedError("locked")
+    assert benchmark(config_of(data, tmp_path)) == 0
+    assert "left out: another process is at it" in capsys.readouterr().err
+    assert summary_of(tmp_path)["progress"]["done"] == 3
+    assert summary_of(tmp_path)["failures"] == []
+
+
 def test_a_summary_in_the_middle(data, tmp_path, jobs, capsys):
     config = config_of(data, tmp_path)
     assert benchmark(config, summary=True) == 0
@@ -570,6 +578,15 @@ class TestInEarnest:
         metrics = json.loads((work / "cells/din/kser/by_user/users-1/seed-1/evaluation-test/metrics.json").read_text())
         rows = {name: metrics["slices"][name]["rows"] for name in ("little_text", "some_text", "much_text", "no_text")}
         assert sum(rows.values()) == metrics["slices"]["all"]["rows"]
+
+    def test_a_file_that_holds_no_slices(self, done, tmp_path):
+        cell = done[0] / "cells/din/base/by_user/users-1/seed-1"
+        (tmp_path / "slices.json").write_text('["film"]')
+        given = {"model": str(cell), "prepared": str(done[0] / "prepared/by_user"), "output": str(tmp_path / "out")}
+        with pytest.raises(DataError, match=r"slices.json: expected a mapping of slices' names to lists of items' ids"):
+            evaluate.evaluate(EvaluateConfig(**given, item_slices=str(tmp_path / "slices.json")))
+        with pytest.raises(ConfigError, match=r"`bootstrap` must be at least 0. Received: -1"):
+            EvaluateConfig(**given, bootstrap=-1)
 
     def test_fewer_users_are_fewer_rows(self, done):
         rows = {run["name"]: run["training_rows"] for run in summary_of(done[0])["runs"]}
