@@ -9,12 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+_FOLDER_FLAGS = ("--data", "--work")
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 def command() -> str:
-    """Returns the command line of this process, as it would be typed."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Returns the command line of this process, to be typed elsewhere: `--data` and `--work` are folders of one machine."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    for i, word in enumerate(words):
+        flag, equals, _ = word.partition("=")
+        if flag in _FOLDER_FLAGS and equals:
+            words[i] = f"{flag}=FOLDER"
+        elif words[max(0, i - 1)] in _FOLDER_FLAGS:
+            words[i] = "FOLDER"
+    return shlex.join(words)
 
 
 @functools.cache
