@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from kser_tf.pipelines.benchmark_comparisons import Measured, compare, judge_goals, speeds
@@ -91,7 +92,7 @@ def _run(matrix: BenchmarkMatrix, each: Measured) -> dict[str, Any]:
     }
 
 
-def _remaining_seconds(matrix: BenchmarkMatrix, states: dict[Cell, str]) -> float | None:
+def _remaining_seconds(matrix: BenchmarkMatrix, states: Mapping[Cell, str]) -> float | None:
     """What is left, if a cell takes as long as the mean of those of its variant and share that are done, or of all."""
     seconds: dict[Any, list[float]] = {}
     for cell, how in states.items():
@@ -104,7 +105,7 @@ def _remaining_seconds(matrix: BenchmarkMatrix, states: dict[Cell, str]) -> floa
     return sum(statistics.fmean(seconds.get((cell.variant, cell.training_users), seconds[None])) for cell in left)
 
 
-def _progress_by_part(matrix: BenchmarkMatrix, states: dict[Cell, str]) -> dict[str, dict[str, int]]:
+def _progress_by_part(matrix: BenchmarkMatrix, states: Mapping[Cell, str]) -> dict[str, dict[str, int]]:
     """For each part its cells and those that are done; trials are the search's."""
     found = {}
     for name, part in matrix.config.parts.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import functools
 import inspect
 import re
 import typing
@@ -23,6 +22,8 @@ T = TypeVar("T")
 # For `__pydantic_config__` of every configuration dataclass: a key that is not a field is refused.
 STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
 
+_ADAPTERS: dict[type, pydantic.TypeAdapter[Any]] = {}
+
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
     """Makes a configuration dataclass from a mapping.
@@ -36,7 +37,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
         ConfigError: A key is unknown (the nearest known one is suggested), missing, or its value has the wrong type.
     """
     try:
-        return _adapter(cls).validate_python(dict(values))
+        made: T = _adapter(cls).validate_python(dict(values))
+        return made
     except pydantic.ValidationError as error:
         lines = [_describe(cls, problem) for problem in error.errors()]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
@@ -151,10 +153,11 @@ def argument_help(cls: type) -> dict[str, str]:
     return {name: " ".join(body.split()) for name, body in entries}
 
 
-@functools.cache
-def _adapter(cls: type[T]) -> pydantic.TypeAdapter[T]:
-    """Making one takes some hundredths of a second; a matrix fills the same class hundreds of times."""
-    return pydantic.TypeAdapter(cls)
+def _adapter(cls: type) -> pydantic.TypeAdapter[Any]:
+    """Making one takes some hundredths of a second, and a matrix fills the same class hundreds of times: so it is kept."""
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = pydantic.TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def _describe(cls: type, problem: Any) -> str:

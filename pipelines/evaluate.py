@@ -96,7 +96,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     seconds = time.monotonic() - predicting
 
     labels, training_rows = examples.labels, examples.column(ITEM_TRAINING_ROWS)
-    columns = {
+    columns: dict[str, Any] = {
         "users": examples.column(model.schema.user_id),
         "item_training_rows": training_rows,
         "item_is_cold": examples.column(ITEM_IS_COLD),
