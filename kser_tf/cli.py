@@ -76,6 +76,7 @@ def _run(arguments: list[str]) -> int:
     _add_check(commands)
     _add_serving_config(commands)
     _add_run(commands)
+    _add_benchmark(commands)
     given = parser.parse_args(arguments)
     return int(given.execute(given))
 
@@ -147,11 +148,7 @@ def _add_run(commands: Any) -> None:
     run_command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/movielens-1m.yaml")
     demo_command = commands.add_parser("demo", help="`run` on the built-in catalogue, with simulated clicks")
     for command in (run_command, demo_command):
-        command.add_argument("--data", metavar="FOLDER", help="what ${data} in the configuration stands for")
-        command.add_argument("--work", metavar="FOLDER", help="where everything is written; default runs/<name>")
-        command.add_argument(
-            "--set", metavar="KEY=VALUE", action="append", default=[], help="overrides, such as train.seeds=[1]"
-        )
+        _add_workflow_flags(command)
 
     def execute(given: argparse.Namespace) -> int:
         from kser_tf.pipelines.run import load_run_config, run
@@ -161,6 +158,44 @@ def _add_run(commands: Any) -> None:
 
     run_command.set_defaults(execute=execute)
     demo_command.set_defaults(execute=execute)
+
+
+def _add_benchmark(commands: Any) -> None:
+    command = commands.add_parser(
+        "benchmark", help="a matrix of models, compared: differences with intervals, by slice"
+    )
+    command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/benchmark-movielens-1m.yaml")
+    _add_workflow_flags(command)
+    command.add_argument(
+        "--part", metavar="NAME", action="append", default=[], help="only this part; may be given several times"
+    )
+    command.add_argument(
+        "--only",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="only the cells whose names match, such as 'din/*', and those that they need; may be given several times",
+    )
+    command.add_argument("--summary", action="store_true", help="only the summary, of the cells that are done")
+
+    def execute(given: argparse.Namespace) -> int:
+        from kser_tf.pipelines.benchmark import benchmark
+        from kser_tf.pipelines.benchmark_config import BenchmarkConfig
+        from kser_tf.pipelines.config import load_config
+
+        config = load_config(BenchmarkConfig, given.config, data=given.data, work=given.work, overrides=given.set)
+        return benchmark(config, parts=given.part, only=given.only, summary=given.summary)
+
+    command.set_defaults(execute=execute)
+
+
+def _add_workflow_flags(command: argparse.ArgumentParser) -> None:
+    """The flags of a verb that does many jobs."""
+    command.add_argument("--data", metavar="FOLDER", help="what ${data} in the configuration stands for")
+    command.add_argument("--work", metavar="FOLDER", help="where everything is written; default runs/<name>")
+    command.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="overrides, such as train.seeds=[1]"
+    )
 
 
 def demo_config() -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -283,11 +283,12 @@ def evaluate_slices(
     item_training_rows: ArrayLike,
     item_is_cold: ArrayLike,
     user_interactions: ArrayLike,
+    further: Mapping[str, ArrayLike] | None = None,
     bins: int = CALIBRATION_BINS,
 ) -> dict[str, dict[str, float | int | None]]:
     """Returns all metrics on all rows and on slices of them.
 
-    The slices are those of `slice_rows`.
+    The slices are those of `slice_rows`, and behind them further ones.
 
     Args:
         labels: (rows,), 0 or 1.
@@ -297,6 +298,7 @@ def evaluate_slices(
         item_is_cold: (rows,) bool.
         user_interactions: (rows,) int, the number of interactions of the row's user in the log; the same for all rows
             of a user.
+        further: For each further slice which rows belong to it, bool (rows,).
         bins: int. Bins of the calibration error. Defaults to 20.
 
     Returns:
@@ -304,11 +306,15 @@ def evaluate_slices(
         ..}`. What is not defined (no row, one class alone) is `None`.
 
     Raises:
-        DataError: Lengths differ, a label is not 0 or 1, or a logit is NaN.
+        DataError: Lengths differ, a label is not 0 or 1, a logit is NaN, or a further slice has the name of another.
     """
     positive, logits = _labels_and("logits", labels, logits)
     codes, number_of_users = _codes("users", users, len(positive))
     slices = slice_rows(users, item_training_rows, item_is_cold, user_interactions)
+    for name, rows in (further or {}).items():
+        if name in slices:
+            raise DataError(f"a slice called {name!r} is always there. Give the further one another name.")
+        slices[name] = _column(name, rows, len(positive)).astype(np.bool_)
     return {
         name: _all_metrics(positive[chosen], logits[chosen], codes[chosen], number_of_users, bins)
         for name, chosen in slices.items()
@@ -431,18 +437,60 @@ def bootstrap_auc_difference(
     if number_of_users == 1:
         return {"difference": difference, "low": None, "high": None}
 
-    models = [_WeightedAuc(positive, scores, codes) for scores in (first, second)]
-    generator = np.random.default_rng(seed)
+    drawn = [_drawn_auc(positive, scores, codes, number_of_users, repetitions, seed) for scores in (first, second)]
+    low, high = percentile_interval(drawn[0] - drawn[1])
+    return {"difference": difference, "low": low, "high": high}
+
+
+def bootstrap_auc(
+    labels: ArrayLike, scores: ArrayLike, users: ArrayLike, repetitions: int = 1000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Returns the AUC on each of many redrawn sets of users: what `bootstrap_auc_difference` subtracts.
+
+    Equal users and seeds give equal draws, so for models that were evaluated on the same rows the results are paired: any two
+    of them can be subtracted, and those of several seeds of one model averaged, long after the predictions are gone.
+
+    Args:
+        labels: (rows,), 0 or 1.
+        scores: (rows,).
+        users: (rows,) integers or strings, the user of each row. As many are drawn, with replacement, as there are.
+        repetitions: int. Defaults to 1000.
+        seed: int. Defaults to 0.
+
+    Returns:
+        float64 (repetitions,); NaN for a draw that has one class alone.
+
+    Raises:
+        DataError: As `bootstrap_auc_difference`.
+    """
+    if repetitions < 1:
+        raise DataError(f"`repetitions` must be at least 1. Received: `repetitions={repetitions}`")
+    positive, numbers = _labels_and("scores", labels, scores)
+    codes, number_of_users = _codes("users", users, len(positive))
+    return _drawn_auc(positive, numbers, codes, number_of_users, repetitions, seed)
+
+
+def percentile_interval(drawn: ArrayLike) -> tuple[float | None, float | None]:
+    """Returns the 95 % percentile interval of a bootstrap's figures; NaN among them are left out; `None` if no other is there."""
+    figures = np.asarray(drawn, np.float64)
+    figures = figures[~np.isnan(figures)]
+    if not len(figures):
+        return None, None
+    low, high = np.quantile(figures, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _drawn_auc(
+    positive: _Booleans, scores: _Floats, codes: _Integers, number_of_users: int, repetitions: int, seed: int
+) -> _Floats:
+    if not number_of_users:
+        return np.full(repetitions, np.nan)
+    weighted, generator = _WeightedAuc(positive, scores, codes), np.random.default_rng(seed)
     drawn = np.empty(repetitions)
     for i in range(repetitions):
         times_drawn = np.bincount(generator.integers(number_of_users, size=number_of_users), minlength=number_of_users)
-        weights = times_drawn.astype(np.float64)
-        drawn[i] = models[0](weights) - models[1](weights)
-    drawn = drawn[~np.isnan(drawn)]
-    if not len(drawn):
-        return {"difference": difference, "low": None, "high": None}
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return {"difference": difference, "low": float(low), "high": float(high)}
+        drawn[i] = weighted(times_drawn.astype(np.float64))
+    return drawn
 
 
 class _WeightedAuc:

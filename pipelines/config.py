@@ -22,6 +22,8 @@ T = TypeVar("T")
 # For `__pydantic_config__` of every configuration dataclass: a key that is not a field is refused.
 STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
 
+_ADAPTERS: dict[type, pydantic.TypeAdapter[Any]] = {}
+
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
     """Makes a configuration dataclass from a mapping.
@@ -35,7 +37,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
         ConfigError: A key is unknown (the nearest known one is suggested), missing, or its value has the wrong type.
     """
     try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(values))
+        made: T = _adapter(cls).validate_python(dict(values))
+        return made
     except pydantic.ValidationError as error:
         lines = [_describe(cls, problem) for problem in error.errors()]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
@@ -55,6 +58,67 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, got a {type(values).__name__}.")
     return values
+
+
+def load_config(
+    cls: type[T], path: str | Path, *, data: str | None = None, work: str | None = None, overrides: Sequence[str] = ()
+) -> T:
+    """Reads the configuration of several jobs together, which has the keys `name` and `work`.
+
+    Args:
+        cls: The dataclass.
+        path: YAML file with its keys.
+        data: What `${data}` in it stands for.
+        work: Overrides its `work`, the folder that everything is written to, for which `${work}` stands. Without either it
+            is `runs/<name>`.
+        overrides: `key=value`, such as `train.seeds=[1, 2]`; the value is YAML.
+
+    Raises:
+        ConfigError: A key is unknown or missing, a value is of the wrong type, or `${data}` is used and not given.
+    """
+    values = read_yaml(path)
+    for given in overrides:
+        override(values, given)
+    if work is not None:
+        values["work"] = work
+    folder = Path(values["work"]) if values.get("work") else Path("runs") / str(values.get("name"))
+    return from_mapping(cls, filled_in(values, {"data": data, "work": str(folder)}, str(path)), source=str(path))
+
+
+def override(values: dict[str, Any], given: str) -> None:
+    """Sets a value in nested mappings by what `--set` was given, such as `train.seeds=[1]`; the value is YAML."""
+    key, separator, text = given.partition("=")
+    if not separator:
+        raise ConfigError(f"--set takes KEY=VALUE, such as train.seeds=[1]. Received: {given!r}")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {given}: `{parent}` is not a mapping.")
+    values[last] = yaml.safe_load(text)
+
+
+def filled_in(value: Any, names: dict[str, str | None], source: str) -> Any:
+    """Replaces `${name}` in all strings of nested mappings and lists; `ConfigError` for a name that is unknown or `None`."""
+    if isinstance(value, dict):
+        return {key: filled_in(item, names, source) for key, item in value.items()}
+    if isinstance(value, list):
+        return [filled_in(item, names, source) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in names:
+            raise ConfigError(
+                f"{source}: ${{{name}}} is not known. Known: {', '.join('${' + known + '}' for known in names)}"
+            )
+        text = names[name]
+        if text is None:
+            raise ConfigError(f"{source}: ${{{name}}} is used, but not given. Pass --{name} FOLDER.")
+        return text
+
+    return re.sub(r"\$\{(\w+)\}", replacement, value)
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
@@ -87,6 +151,13 @@ def argument_help(cls: type) -> dict[str, str]:
         return {}
     entries = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", section.group(1), re.MULTILINE | re.DOTALL)
     return {name: " ".join(body.split()) for name, body in entries}
+
+
+def _adapter(cls: type) -> pydantic.TypeAdapter[Any]:
+    """Making one takes some hundredths of a second, and a matrix fills the same class hundreds of times: so it is kept."""
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = pydantic.TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def _describe(cls: type, problem: Any) -> str:

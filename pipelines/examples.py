@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,26 @@ class IndexedExamples:
         prepared: The prepared folder.
         split: `"train"`, `"validation"` or `"test"`.
         stores: For each kind of entity with knowledge its store; the features that name such entities get the store's rows.
+        users: The share of the split's users whose examples these are (see `chosen_users`). Defaults to all of them.
     """
 
-    def __init__(self, prepared: str | Path, split: str, stores: Mapping[str, KnowledgeStore] | None = None) -> None:
+    def __init__(
+        self,
+        prepared: str | Path,
+        split: str,
+        stores: Mapping[str, KnowledgeStore] | None = None,
+        *,
+        users: float = 1.0,
+    ) -> None:
         self.schema = DatasetSchema.load(prepared)
         self._table = Path(prepared) / f"{split}.parquet"
         self._folder = Path(prepared) / INDEX_FOLDER / split
         self._files = self._index(dict(stores or {}))
         self.tensors = {name: mapped_tensor(np.load(path, mmap_mode="r")) for name, path in self._files.items()}
+        # The rows of the table that are examples; None where all are.
+        self._rows: np.ndarray | None = None
+        if users < 1:
+            self._rows = np.flatnonzero(chosen_users(self.column(self.schema.user_id), users))
         self.labels = self.column(LABEL).astype(np.float32)
 
     def __len__(self) -> int:
@@ -56,16 +70,16 @@ class IndexedExamples:
             )
 
     def column(self, name: str) -> np.ndarray:
-        """Returns a column of the prepared table as it is there."""
-        return pq.read_table(self._table, columns=[name])[name].to_numpy()
+        """Returns a column of the prepared table as it is there, of the rows that are examples."""
+        values: np.ndarray = pq.read_table(self._table, columns=[name])[name].to_numpy()
+        return values if self._rows is None else values[self._rows]
 
     def batches(self, batch_size: int) -> tf.data.Dataset:
         """Returns all examples in the table's order, `(features, labels)`."""
-        labels, rows = tf.constant(self.labels), len(self)
+        rows, gather = len(self), self._gather()
 
         def batch(number: Any) -> Any:
-            places = tf.range(number * batch_size, tf.minimum((number + 1) * batch_size, rows))
-            return {name: tf.gather(tensor, places) for name, tensor in self.tensors.items()}, tf.gather(labels, places)
+            return gather(tf.range(number * batch_size, tf.minimum((number + 1) * batch_size, rows)))
 
         count = -(-rows // batch_size)
         return tf.data.Dataset.range(count).map(batch).prefetch(2).apply(tf.data.experimental.assert_cardinality(count))
@@ -75,7 +89,7 @@ class IndexedExamples:
 
         The order depends on seed and epoch alone, so a run that was stopped sees after it what it would have seen.
         """
-        labels, rows = tf.constant(self.labels), len(self)
+        rows, gather = len(self), self._gather()
         count = self.steps(batch_size)
 
         def batch(step: Any) -> Any:
@@ -84,7 +98,7 @@ class IndexedExamples:
             places = tf.random.experimental.index_shuffle(
                 places, seed=tf.stack([tf.cast(seed, tf.int64), epoch]), max_index=rows - 1
             )
-            return {name: tf.gather(tensor, places) for name, tensor in self.tensors.items()}, tf.gather(labels, places)
+            return gather(places)
 
         steps = tf.data.Dataset.range(first_epoch * count, epochs * count)
         return steps.map(batch, num_parallel_calls=1).prefetch(2)
@@ -94,8 +108,21 @@ class IndexedExamples:
         return -(-len(self) // batch_size)
 
     def raw_batches(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the features as they are in the prepared table, padded, `rows` at a time: what a request would hold."""
+        """Yields the features of the whole split as they are in the table, padded, `rows` at a time: what a request would hold."""
         yield from raw_features(self._table, self.schema.features, rows)
+
+    def _gather(self) -> Callable[[Any], Any]:
+        """Returns a function of examples' numbers that gives their `(features, labels)`."""
+        labels = tf.constant(self.labels)
+        rows = None if self._rows is None else tf.constant(self._rows)
+
+        def gather(numbers: Any) -> Any:
+            places = numbers if rows is None else tf.gather(rows, numbers)
+            return {name: tf.gather(tensor, places) for name, tensor in self.tensors.items()}, tf.gather(
+                labels, numbers
+            )
+
+        return gather
 
     def _index(self, stores: dict[str, KnowledgeStore]) -> dict[str, Path]:
         files: dict[str, Path] = {}
@@ -132,6 +159,24 @@ class IndexedExamples:
             for name, array in arrays.items():
                 array.flush()
                 os.replace(os.path.join(temporary, files[name].name), files[name])
+
+
+def chosen_users(users: np.ndarray, share: float) -> np.ndarray:
+    """Returns which rows are of the chosen share of the users, bool `(rows,)`.
+
+    Users are put in the order of a hash of their ids, and the first ones are taken: of n users the first ceil(share * n).
+    So the choice is the same for everything that is trained, and a smaller share lies within a larger one.
+
+    Args:
+        users: `(rows,)`, the user of each row, integers or strings.
+        share: Above 0, at most 1.
+    """
+    ids, numbers = np.unique(users.astype(str) if users.dtype == object else users, return_inverse=True)
+    hashes = [hashlib.sha256(str(user).encode()).digest() for user in ids.tolist()]
+    in_order = sorted(range(len(ids)), key=hashes.__getitem__)
+    chosen = np.zeros(len(ids), np.bool_)
+    chosen[in_order[: math.ceil(share * len(ids))]] = True
+    return chosen[numbers]
 
 
 def raw_features(table: Path, features: Sequence[Feature], rows: int) -> Iterator[dict[str, np.ndarray]]:

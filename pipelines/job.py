@@ -11,6 +11,7 @@ from typing import Any
 
 from kser_tf.errors import ConfigError, DataError
 from kser_tf.files import read_json, sha256_of_file, sha256_of_json, write_json
+from kser_tf.pipelines.provenance import command, commit
 from kser_tf.version import __version__
 
 JOB_FILE = "job.json"
@@ -65,6 +66,8 @@ def write_job(
         "result": dict(result),
         "seconds": round(seconds, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": command(),
+        "commit": commit(),
         "versions": {"kser-tf": __version__, **_versions()},
     }
     write_json(Path(folder) / JOB_FILE, content)

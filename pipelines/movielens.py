@@ -8,14 +8,14 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from kser_tf.errors import DataError, MissingExtraError
+from kser_tf.errors import ConfigError, DataError, MissingExtraError
 from kser_tf.pipelines.config import STRICT_KEYS
 from kser_tf.pipelines.log import Source
 from kser_tf.pipelines.log_schema import ItemId, Label, LogFeature, LogSchema, SideTable, UserId
@@ -85,6 +85,9 @@ _TFDS_GENRES = {"Children": "Children's"}
 _AGE_BRACKETS = (1, 18, 25, 35, 45, 50, 56)
 
 
+MovieLensFeature = Literal["genres", "year", "gender", "age", "occupation", "history_rating"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MovieLensConfig:
     """What can be chosen in the schema of MovieLens.
@@ -93,6 +96,8 @@ class MovieLensConfig:
         label: str. Which ratings are positives. Defaults to `"rating > 3"`.
         history_length: int. The most films of a history. Defaults to 20.
         min_count: int. Films seen less often in the training part get no place in the vocabulary. Defaults to 1.
+        features: The features beside the candidate and the history's films. Defaults to all of them.
+        most_genres: int. Of a film's genres so many are kept, the first ones. Defaults to 6, which is all.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -100,32 +105,42 @@ class MovieLensConfig:
     label: str = "rating > 3"
     history_length: int = 20
     min_count: int = 1
+    features: tuple[MovieLensFeature, ...] = ("genres", "year", "gender", "age", "occupation", "history_rating")
+    most_genres: int = _MOST_GENRES
+
+    def __post_init__(self) -> None:
+        for name in ("history_length", "min_count", "most_genres"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"`{name}` must be at least 1. Received: {getattr(self, name)}")
 
 
 def movielens_schema(config: MovieLensConfig) -> LogSchema:
     """Returns the schema of the tables that the readers of this module make."""
     history = functools.partial(LogFeature, kind="sequence", length=config.history_length, group="history")
+
+    def chosen(*features: LogFeature) -> tuple[LogFeature, ...]:
+        return tuple(feature for feature in features if feature.name in config.features)
+
+    def side_table(*features: LogFeature) -> SideTable | None:
+        return SideTable(features=chosen(*features)) if chosen(*features) else None
+
     return LogSchema(
         user_id=UserId(column="user_id", dtype="int64"),
         item_id=ItemId(column="movie_id", dtype="int64", entity="movie", min_count=config.min_count),
         label=Label(rule=config.label),
         timestamp="timestamp",
-        items=SideTable(
-            features=(
-                LogFeature(name="genres", kind="multi", separator="|", length=_MOST_GENRES),
-                LogFeature(name="year", kind="categorical", dtype="int64"),
-            )
+        items=side_table(
+            LogFeature(name="genres", kind="multi", separator="|", length=config.most_genres),
+            LogFeature(name="year", kind="categorical", dtype="int64"),
         ),
-        users=SideTable(
-            features=(
-                LogFeature(name="gender", kind="categorical"),
-                LogFeature(name="age", kind="categorical", dtype="int64"),
-                LogFeature(name="occupation", kind="categorical"),
-            )
+        users=side_table(
+            LogFeature(name="gender", kind="categorical"),
+            LogFeature(name="age", kind="categorical", dtype="int64"),
+            LogFeature(name="occupation", kind="categorical"),
         ),
         features=(
             history(name="history_movie_id", of="movie_id"),
-            history(name="history_rating", of="rating", dtype="int64"),
+            *chosen(history(name="history_rating", of="rating", dtype="int64")),
         ),
     )
 

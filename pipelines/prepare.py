@@ -56,7 +56,7 @@ class PrepareConfig:
         users: Table of users, joined by the user's id (source log).
         schema: What the log's columns are (source log): a mapping, or the path of a YAML file that holds one.
         movielens: Choices in the built-in schema of MovieLens (sources movielens and tfds): label, history_length,
-            min_count.
+            min_count, features, most_genres.
         split: How examples are divided: by user, time or column. Defaults to by user, 0.8, 0.1, 0.1.
         history_only: The first interactions of each user that give no example: fraction, at_most. Defaults to none.
         cold_items: Fraction of the items that are taken out of training altogether (and out of validation), to be

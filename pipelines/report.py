@@ -96,7 +96,7 @@ def write_report(folder: str | Path, report: Mapping[str, Any]) -> Path:
     """
     require_report_extra()
     figures = ReportFigures(report)
-    html = _render(_page(figures))
+    html = rendered(_TEMPLATE, _page(figures))
     folder = Path(folder)
     write_json(folder / REPORT_JSON, figures.json)
     write_text(folder / REPORT_HTML, html)
@@ -200,7 +200,8 @@ def _page(figures: ReportFigures) -> dict[str, Any]:
     }
 
 
-def _render(page: Mapping[str, Any]) -> str:
+def rendered(template: str, page: Mapping[str, Any]) -> str:
+    """Returns a page, from a template that lies beside this module."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -210,5 +211,5 @@ def _render(page: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html: str = environment.get_template(_TEMPLATE).render(page)
+    html: str = environment.get_template(template).render(page)
     return html

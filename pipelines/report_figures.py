@@ -30,6 +30,10 @@ SLICES = {
     "cold": ("Cold items", "items taken out of training altogether"),
     "active_users": ("Active users", "users with more interactions than the median user"),
     "quiet_users": ("Quiet users", "the other users"),
+    "little_text": ("Little text", "items with the least text, a third of those that have any"),
+    "some_text": ("Some text", "the third in the middle"),
+    "much_text": ("Much text", "the third with the most text"),
+    "no_text": ("No text", "items without any text"),
 }
 VARIANTS = {
     BASE: ("base", "the backbone without knowledge"),

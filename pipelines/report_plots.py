@@ -37,9 +37,9 @@ from kser_tf.pipelines.report_figures import (
 _WIDTH, _HEIGHT = 360, 240
 _POINTS_PER_INCH = 72
 
-_INK, _MUTED, _LINE = "#f0f0e0", "#f0f0e1", "#f0f0e2"
-_FIXED_COLOURS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _LINE: "var(--line)"}
-_SERIES_COLOURS = [f"#f0f0f{i}" for i in range(8)]  # the page has --series-0 to --series-7; 0 is the base's
+INK, _MUTED, LINE = "#f0f0e0", "#f0f0e1", "#f0f0e2"
+_FIXED_COLOURS = {INK: "var(--ink)", _MUTED: "var(--muted)", LINE: "var(--line)"}
+SERIES_COLOURS = [f"#f0f0f{i}" for i in range(8)]  # the page has --series-0 to --series-7; 0 is the base's
 
 
 class _Marker(NamedTuple):
@@ -61,17 +61,17 @@ _STYLE = {
     "text.parse_math": False,  # a `$` in a name is a dollar
     "font.size": 11,
     "axes.labelsize": 11,
-    "text.color": _INK,
+    "text.color": INK,
     "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _LINE,
+    "axes.edgecolor": LINE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _LINE,
+    "grid.color": LINE,
     "grid.linewidth": 0.6,
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
     "xtick.labelcolor": _MUTED,
     "ytick.labelcolor": _MUTED,
     "xtick.labelsize": 10,
@@ -109,7 +109,7 @@ class Panel:
     columns: int = 2
 
 
-class _PanelBuilder:
+class PanelBuilder:
     """Collects plots that show variants, and remembers which, for the legend."""
 
     def __init__(self, figures: ReportFigures, columns: int = 2) -> None:
@@ -127,20 +127,24 @@ class _PanelBuilder:
         draw: Callable[[Any], None],
         height: float = _HEIGHT,
     ) -> None:
+        """Adds a plot, which `draw` draws into the axes that it is given; `key` is the same for all plots of a panel."""
         self._shown.update(dict.fromkeys(variants))
-        self._plots.append(_drawn(f"{key}-{len(self._plots)}", title, alt, draw, height))
+        self._plots.append(drawn(f"{key}-{len(self._plots)}", title, alt, draw, height))
 
     def series(self, variant: str) -> int:
         """A variant's number, which decides its colour and mark: the same in all plots."""
-        return 0 if variant == BASE else 1 + self._others.index(variant) % (len(_SERIES_COLOURS) - 1)
+        return 0 if variant == BASE else 1 + self._others.index(variant) % (len(SERIES_COLOURS) - 1)
 
     def colour(self, variant: str) -> str:
-        return _SERIES_COLOURS[self.series(variant)]
+        """A variant's colour."""
+        return SERIES_COLOURS[self.series(variant)]
 
     def line(self, variant: str) -> dict[str, Any]:
+        """How matplotlib draws a variant's line."""
         return {"color": self.colour(variant), "linestyle": "--" if variant == BASE else "-"}
 
     def mark(self, variant: str) -> dict[str, Any]:
+        """How matplotlib draws a variant's mark."""
         return {"color": self.colour(variant), "marker": _MARKERS[self.series(variant)].drawn}
 
     def draw_bands(self, axes: Any, bands: Mapping[str, tuple[Sequence[float], Band]], *, marked: bool) -> None:
@@ -152,6 +156,7 @@ class _PanelBuilder:
             axes.plot(places, mean, **self.line(variant) | (self.mark(variant) if marked else {}))
 
     def panel(self) -> Panel | None:
+        """All plots that were added, with their legend; `None` if there is none."""
         legend = [
             LegendEntry(variant_name(variant), self.series(variant), _MARKERS[self.series(variant)].written)
             for variant in self._shown
@@ -161,7 +166,7 @@ class _PanelBuilder:
 
 def difference_panel(figures: ReportFigures) -> Panel | None:
     """Differences of the AUC to the base's, with their intervals: slices down, variants below each other in each."""
-    builder = _PanelBuilder(figures)
+    builder = PanelBuilder(figures)
     for backbone, variants in figures.runs.items():
         shown = {
             (variant, name): comparison
@@ -181,9 +186,9 @@ def difference_panel(figures: ReportFigures) -> Panel | None:
                 if None not in interval:
                     axes.plot(interval, [place, place], color=builder.colour(variant))
                 axes.plot([comparison["difference"]], [place], **builder.mark(variant))
-            axes.axvline(0, color=_INK, linewidth=1)
+            axes.axvline(0, color=INK, linewidth=1)
             for row in range(1, len(slices)):
-                axes.axhline(row - 0.5, color=_LINE, linewidth=0.6)
+                axes.axhline(row - 0.5, color=LINE, linewidth=0.6)
             axes.set_yticks(range(len(slices)), [slice_name(name) for name in slices])
             axes.set_ylim(len(slices) - 0.5, -0.5)
             axes.grid(axis="y", visible=False)
@@ -202,7 +207,7 @@ def difference_panel(figures: ReportFigures) -> Panel | None:
 
 def popularity_panel(figures: ReportFigures) -> Panel | None:
     """AUC by the item's training rows, and how far the variants are from the base there."""
-    builder = _PanelBuilder(figures)
+    builder = PanelBuilder(figures)
     for backbone, variants in figures.runs.items():
         with_bins = [run for runs in variants.values() for run in runs if run.get("popularity")]
         if not with_bins:
@@ -232,12 +237,12 @@ def _bins(run: Mapping[str, Any]) -> list[str]:
 
 
 def _add_popularity(
-    builder: _PanelBuilder, title: str, bins: Sequence[str], bands: Mapping[str, Band], *, to_base: bool = False
+    builder: PanelBuilder, title: str, bins: Sequence[str], bands: Mapping[str, Band], *, to_base: bool = False
 ) -> None:
     def draw(axes: Any) -> None:
         builder.draw_bands(axes, {variant: (range(len(bins)), of) for variant, of in bands.items()}, marked=True)
         if to_base:
-            axes.axhline(0, color=_INK, linewidth=1)
+            axes.axhline(0, color=INK, linewidth=1)
         axes.set_xticks(range(len(bins)), bins)
         axes.set_xlabel("training rows of the item")
         axes.locator_params(axis="y", nbins=5)
@@ -253,7 +258,7 @@ def _add_popularity(
 
 def curve_panel(figures: ReportFigures) -> Panel | None:
     """Learning curves: AUC on the validation rows, and the losses."""
-    builder = _PanelBuilder(figures, columns=3)
+    builder = PanelBuilder(figures, columns=3)
     titles = {"val_auc": "AUC on validation rows", "val_loss": "loss on validation rows", "loss": "loss in training"}
     for backbone, variants in figures.runs.items():
         for key, title in titles.items():
@@ -280,7 +285,7 @@ class _Curve:
         return cls({epoch["epoch"]: epoch[key] for epoch in curve if epoch.get(key) is not None}, run.get("best_epoch"))
 
 
-def _add_curves(builder: _PanelBuilder, title: str, curves: Mapping[str, Sequence[_Curve]]) -> None:
+def _add_curves(builder: PanelBuilder, title: str, curves: Mapping[str, Sequence[_Curve]]) -> None:
     """Each seed as a thin line, and the mean as far as all were trained: beyond, it would jump whenever one stops."""
     means = {}
     for variant, of_seeds in curves.items():
@@ -311,7 +316,7 @@ def _add_curves(builder: _PanelBuilder, title: str, curves: Mapping[str, Sequenc
 
 def calibration_panel(figures: ReportFigures) -> Panel | None:
     """How much more, or less, happened than was predicted."""
-    builder = _PanelBuilder(figures)
+    builder = PanelBuilder(figures)
     for backbone, variants in figures.runs.items():
         lines = {}
         for variant, runs in variants.items():
@@ -328,7 +333,7 @@ def calibration_panel(figures: ReportFigures) -> Panel | None:
 
         def draw(axes: Any, lines: Any = lines) -> None:
             builder.draw_bands(axes, lines, marked=False)
-            axes.axhline(0, color=_INK, linewidth=1)
+            axes.axhline(0, color=INK, linewidth=1)
             axes.set_xlabel("predicted probability")
             axes.locator_params(axis="both", nbins=5)
 
@@ -350,19 +355,19 @@ def field_weight_panel(fields: Sequence[Mapping[str, Any]]) -> Panel | None:
     def draw(axes: Any) -> None:
         for row, field in enumerate(fields):
             _draw_field(axes, row, field)
-        axes.axvline(1, color=_INK, linewidth=1, linestyle=":")
+        axes.axvline(1, color=INK, linewidth=1, linestyle=":")
         axes.set_ylim(len(fields) - 0.7, -0.95)
         axes.set_yticks([])
         axes.set_xlabel("weight")
 
     said = "; ".join(f"{field_name(field)}: mean {three_digits(field['mean'])}" for field in fields)
     title = "Weight of chunks by field"
-    return Panel([_drawn("weights", title, f"{title}. {said}.", draw, 50 + 60 * len(fields))])
+    return Panel([drawn("weights", title, f"{title}. {said}.", draw, 50 + 60 * len(fields))])
 
 
 def _draw_field(axes: Any, row: int, field: Mapping[str, Any]) -> None:
     """Draws one field in a row of height 1; the y axis points down."""
-    colour = _SERIES_COLOURS[1]
+    colour = SERIES_COLOURS[1]
     counts, edges = field.get("counts") or [], field.get("edges") or []
     if counts and max(counts) > 0 and len(edges) == len(counts) + 1:
         tops = [row - 0.55 * count / max(counts) for count in counts]
@@ -373,12 +378,12 @@ def _draw_field(axes: Any, row: int, field: Mapping[str, Any]) -> None:
         span = [quantiles.get(low), quantiles.get(high)]
         if None not in span:
             axes.plot(span, [below, below], color=colour, linewidth=width, solid_capstyle="butt")
-    axes.plot([field["mean"]], [below], marker="o", color=_INK)
+    axes.plot([field["mean"]], [below], marker="o", color=INK)
     name = shortened(field_name(field), 40)
     axes.annotate(name, (0, row - 0.62), xycoords=("axes fraction", "data"), va="bottom", annotation_clip=False)
 
 
-def _drawn(key: str, title: str, alt: str, draw: Callable[[Any], None], height: float) -> Plot:
+def drawn(key: str, title: str, alt: str, draw: Callable[[Any], None], height: float) -> Plot:
     """Draws one plot.
 
     Args:

@@ -135,7 +135,7 @@ def _headline_cell(figures: ReportFigures, backbone: str, variant: str, name: st
     difference = figures.difference(backbone, variant, name)
     return Cell(
         number=Number(mean["mean"], four_digits(mean["mean"])),
-        comparison=_comparison(difference) if difference else None,
+        comparison=comparison_of(difference) if difference else None,
     )
 
 
@@ -145,7 +145,8 @@ def _rows_of(variants: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> 
     return plural(rows.pop(), "row") if len(rows) == 1 else ""
 
 
-def _comparison(comparison: Mapping[str, Any]) -> Comparison | None:
+def comparison_of(comparison: Mapping[str, Any]) -> Comparison | None:
+    """Returns a difference with its interval as a table shows it; `None` where there is no figure."""
     numbers = [
         None if comparison.get(key) is None else Number(comparison[key], signed(comparison[key]))
         for key in ("difference", "low", "high")
@@ -189,12 +190,12 @@ def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> Table | None:
             Cell(variant_name(comparison.get("against") or "")),
             Cell(slice_name(comparison.get("slice") or "")),
             Cell(METRICS.get(comparison.get("metric") or "", comparison.get("metric") or "")),
-            Cell(comparison=_comparison(comparison)),
+            Cell(comparison=comparison_of(comparison)),
             Cell(comparison.get("how") or ""),
         ]
         for comparison in comparisons
     ]
-    return _table("Comparisons", names, rows)
+    return table("Comparisons", names, rows)
 
 
 def training_tables(figures: ReportFigures) -> list[Table]:
@@ -235,7 +236,7 @@ def run_table(runs: Sequence[Mapping[str, Any]]) -> Table | None:
                 number_cell(run.get("seconds"), duration),
             ]
         )
-    return _table("All runs, on all rows", ("Run", *METRICS.values(), "Best epoch", "Time"), rows)
+    return table("All runs, on all rows", ("Run", *METRICS.values(), "Best epoch", "Time"), rows)
 
 
 def field_weight_table(fields: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -249,7 +250,7 @@ def field_weight_table(fields: Sequence[Mapping[str, Any]]) -> Table | None:
         for field in fields
     ]
     names = ("Field", "Mean", *(f"{100 * float(quantile):g} %" for quantile in _QUANTILES))
-    return _table("Weight by field: mean and quantiles", names, rows)
+    return table("Weight by field: mean and quantiles", names, rows)
 
 
 def position_table(chunks: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -261,7 +262,7 @@ def position_table(chunks: Sequence[Mapping[str, Any]]) -> Table | None:
         [Cell(field), *(number_cell(means.get((field, place)), three_digits, top=top) for place in places)]
         for field in dict.fromkeys(field for field, _ in means)
     ]
-    return _table("Mean weight by the chunk's place in its field", ("Field", *(f"Chunk {p + 1}" for p in places)), rows)
+    return table("Mean weight by the chunk's place in its field", ("Field", *(f"Chunk {p + 1}" for p in places)), rows)
 
 
 def examples(chunks: Sequence[Mapping[str, Any]]) -> list[Example]:
@@ -295,7 +296,7 @@ def fault_table(faults: Mapping[str, Any]) -> Table | None:
         ]
         for name, kind in kinds.items()
     ]
-    return _table("Planted faults", ("Kind", "Mean weight", "AUC of weight against fault", "Chunks"), rows)
+    return table("Planted faults", ("Kind", "Mean weight", "AUC of weight against fault", "Chunks"), rows)
 
 
 def fault_sentence(faults: Mapping[str, Any]) -> str:
@@ -318,7 +319,7 @@ def split_table(splits: Mapping[str, Mapping[str, Any]]) -> Table | None:
         rows.append(
             [Cell(name), number_cell(number, whole), number_cell(positives, whole), number_cell(share, percent)]
         )
-    return _table("Rows", ("Split", "Rows", "Positives", "Share of positives"), rows)
+    return table("Rows", ("Split", "Rows", "Positives", "Share of positives"), rows)
 
 
 def feature_table(features: Sequence[Any]) -> Table | None:
@@ -330,13 +331,13 @@ def feature_table(features: Sequence[Any]) -> Table | None:
         if any(feature.get(column) is not None for feature in described)
     ]
     rows = [[_value_cell(column, feature.get(column)) for column in columns] for feature in described]
-    return _table("Features", [column.capitalize() for column in columns], rows)
+    return table("Features", [column.capitalize() for column in columns], rows)
 
 
 def coverage_table(coverage: Mapping[str, Any]) -> Table | None:
     """The share of entities that have text, by field."""
     rows = [[Cell(field), number_cell(share, percent, top=1)] for field, share in coverage.items()]
-    return _table("Coverage", ("Field", "Entities with text"), rows)
+    return table("Coverage", ("Field", "Entities with text"), rows)
 
 
 def check_table(checks: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -350,7 +351,7 @@ def check_table(checks: Sequence[Mapping[str, Any]]) -> Table | None:
         ]
         for check in checks
     ]
-    return _table("Checks", ("Check", "Result", "Detail"), rows)
+    return table("Checks", ("Check", "Result", "Detail"), rows)
 
 
 def check_sentence(check: Mapping[str, Any]) -> str:
@@ -372,7 +373,7 @@ def step_table(steps: Sequence[Mapping[str, Any]]) -> Table | None:
         ]
         for step in steps
     ]
-    return _table("Steps", ("Step", "Time", ""), rows)
+    return table("Steps", ("Step", "Time", ""), rows)
 
 
 def facts(mapping: Mapping[str, Any]) -> list[tuple[str, Cell]]:
@@ -415,5 +416,6 @@ def _largest(values: Any) -> float:
     return max((value for value in values if value is not None), default=0)
 
 
-def _table(caption: str, names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table | None:
+def table(caption: str, names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table | None:
+    """Returns a table with plain column names, or `None` if it has no row."""
     return Table(caption, [Head(name) for name in names], rows) if rows else None

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import gc
-import re
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from kser_tf.errors import ConfigError
-from kser_tf.pipelines.config import STRICT_KEYS, from_mapping, read_yaml
-from kser_tf.pipelines.job import read_job
+from kser_tf.pipelines.config import STRICT_KEYS, from_mapping, load_config
+from kser_tf.pipelines.matrix import BY_SEED, bases_first, training_config
+from kser_tf.pipelines.steps import Steps, forget_graphs
 
 Variant = Literal["base", "all_parameters", "extractor_only", "placebo"]
+# What each variant means to `train`.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "base": {"strategy": "base"},
+    "all_parameters": {"strategy": "all_parameters"},
+    "extractor_only": {"strategy": "extractor_only"},
+    "placebo": {"strategy": "all_parameters", "shuffle_knowledge": BY_SEED},
+}
 _PREPARED = "prepared"
 _SIMULATED = "simulated"
 
@@ -149,14 +152,7 @@ def load_run_config(
     Raises:
         ConfigError: A key is unknown or missing, a value is of the wrong type, or `${data}` is used and not given.
     """
-    values = read_yaml(path)
-    for override in overrides:
-        _override(values, override)
-    if work is not None:
-        values["work"] = work
-    folder = Path(values["work"]) if values.get("work") else Path("runs") / str(values.get("name"))
-    values = _filled_in(values, {"data": data, "work": str(folder)}, str(path))
-    return from_mapping(RunConfig, values, source=str(path))
+    return load_config(RunConfig, path, data=data, work=work, overrides=overrides)
 
 
 def run(config: RunConfig) -> int:
@@ -201,7 +197,7 @@ def run(config: RunConfig) -> int:
         evaluation = evaluate.EvaluateConfig(model=training.output, prepared=training.prepared)
         metrics = steps.do(evaluate.evaluate, evaluation, evaluation.folder)
         models.append(Trained(backbone, variant, seed, Path(training.output), result, metrics))
-        _forget_graphs()
+        forget_graphs()
 
     served = _served(config, models)
     exporting = export.ExportConfig(
@@ -211,7 +207,7 @@ def run(config: RunConfig) -> int:
         examples=config.serve.examples,
     )
     exported = steps.do(export.export, exporting, Path(exporting.output))
-    _forget_graphs()
+    forget_graphs()
     checking = time.monotonic()
     checked = check(exported["path"])
     steps.note("check", time.monotonic() - checking)
@@ -228,57 +224,26 @@ def run(config: RunConfig) -> int:
 
 def train_config(config: RunConfig, stores: dict[str, str], backbone: str, variant: str, seed: int) -> Any:
     """Returns the `TrainConfig` of one model of the run."""
-    from kser_tf.pipelines.train import TrainConfig
-
     models = config.folder / "models" / backbone
-    values: dict[str, Any] = {
-        "prepared": str(config.folder / _PREPARED),
-        "output": str(models / variant / f"seed-{seed}"),
-    }
     by_variant = {str(name): settings for name, settings in config.train.by_variant.items()}
-    for settings in (config.train.settings, config.train.by_backbone.get(backbone, {}), by_variant.get(variant, {})):
-        model = {**values.get("model", {}), **settings.get("model", {})}
-        values = {**values, **settings, "model": model}
-    values["model"]["backbone"] = backbone
-    values["seed"] = seed
-    values["strategy"] = "all_parameters" if variant == "placebo" else variant
-    if variant != "base":
-        values["stores"] = stores
-    if variant == "placebo":
-        # Each seed its own shuffle: what one shuffle happens to give to a few cold items is chance.
-        values["shuffle_knowledge"] = seed
-    if variant == "extractor_only":
-        values["base"] = str(models / "base" / f"seed-{seed}")
-    return from_mapping(TrainConfig, values, source="train")
-
-
-class Steps:
-    """Does jobs, says on standard error what is done or skipped, and keeps the times for the report."""
-
-    def __init__(self) -> None:
-        self.done: list[dict[str, Any]] = []
-
-    def do(self, job: Callable[[Any], dict[str, Any]], config: Any, output: Path) -> dict[str, Any]:
-        """Calls `job(config)` and returns its result."""
-        before = read_job(output)
-        _say(f"{job.__name__} {output}")
-        started = time.monotonic()
-        result = job(config)
-        after = read_job(output)
-        skipped = before is not None and after == before
-        seconds = after["seconds"] if skipped and after is not None else time.monotonic() - started
-        self.note(f"{job.__name__} {output}", seconds, skipped=skipped)
-        return result
-
-    def note(self, name: str, seconds: float, *, skipped: bool = False) -> None:
-        """Keeps what was done."""
-        self.done.append({"job": name, "seconds": round(seconds, 2), "skipped": skipped})
-        _say(f"  {'unchanged, skipped' if skipped else f'done in {seconds:.1f} s'}")
+    return training_config(
+        config.train.settings,
+        config.train.by_backbone.get(backbone, {}),
+        by_variant.get(variant, {}),
+        VARIANTS[variant],
+        backbone=backbone,
+        seed=seed,
+        prepared=str(config.folder / _PREPARED),
+        output=str(models / variant / f"seed-{seed}"),
+        stores=stores,
+        base=str(models / "base" / f"seed-{seed}"),
+        source="train",
+    )
 
 
 def _matrix(train: TrainMatrix) -> list[tuple[str, str, int]]:
     """All models in an order in which a base comes before what starts from it."""
-    variants = sorted(train.variants, key=lambda variant: variant != "base")
+    variants = bases_first(train.variants, {"extractor_only": "base"})
     return [(backbone, variant, seed) for backbone in train.backbones for seed in train.seeds for variant in variants]
 
 
@@ -289,49 +254,3 @@ def _served(config: RunConfig, models: list[Trained]) -> Trained:
         if (model.backbone, model.variant, model.seed) == (backbone, config.serve.variant, seed):
             return model
     raise ConfigError(f"`serve` names {backbone}/{config.serve.variant}/seed-{seed}, which `train` does not train.")
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator:
-        raise ConfigError(f"--set takes KEY=VALUE, such as train.seeds=[1]. Received: {override!r}")
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: `{parent}` is not a mapping.")
-    values[last] = yaml.safe_load(text)
-
-
-def _filled_in(value: Any, names: dict[str, str | None], source: str) -> Any:
-    """Replaces `${data}` and `${work}` in all strings."""
-    if isinstance(value, dict):
-        return {key: _filled_in(item, names, source) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_filled_in(item, names, source) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def replacement(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in names:
-            raise ConfigError(
-                f"{source}: ${{{name}}} is not known. Known: {', '.join('${' + known + '}' for known in names)}"
-            )
-        text = names[name]
-        if text is None:
-            raise ConfigError(f"{source}: ${{{name}}} is used, but not given. Pass --{name} FOLDER.")
-        return text
-
-    return re.sub(r"\$\{(\w+)\}", replacement, value)
-
-
-def _forget_graphs() -> None:
-    import tensorflow as tf
-
-    tf.keras.backend.clear_session()
-    gc.collect()
-
-
-def _say(text: str) -> None:
-    print(f"[kser-tf] {text}", file=sys.stderr, flush=True)

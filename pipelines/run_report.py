@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.metrics import auc, bootstrap_auc_difference, paired_difference, slice_rows
 from kser_tf.pipelines.evaluate import LOGITS_FILE
 from kser_tf.pipelines.job import read_job
+from kser_tf.pipelines.provenance import command
 from kser_tf.schema import ITEM_IS_COLD, ITEM_TRAINING_ROWS, LABEL, USER_INTERACTIONS, DatasetSchema
 
 # Row in the store, field, position in the field.
@@ -66,10 +66,10 @@ def build_report(
         "store": {
             entity: KnowledgeStore.open(c.output, verify=False).describe() for entity, c in encode_configs.items()
         },
-        "runs": [_run_figures(model) for model in models],
+        "runs": [run_figures(model) for model in models],
         "comparisons": comparisons,
         "versions": job["versions"] if job else {},
-        "command": " ".join(["kser-tf", *sys.argv[1:]]),
+        "command": command(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     with_knowledge = next((m for m in [served, *models] if m.variant in ("all_parameters", "extractor_only")), None)
@@ -219,7 +219,8 @@ def summary(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _run_figures(model: Any) -> dict[str, Any]:
+def run_figures(model: Any) -> dict[str, Any]:
+    """Returns what a report says of one `Trained` model."""
     training, metrics = model.training, model.metrics
     curve = [
         {"epoch": i + 1, **{key: epoch[key] for key in ("loss", "val_loss", "val_auc") if key in epoch}}

@@ -44,6 +44,8 @@ class TrainConfig:
             knowledge from memory (`FeatureEmbedding.keep_historical_embeddings`): faster than 1, which aligns all. 0 aligns
             none. Defaults to 8, with `extractor_only` to 0.
         model: Hyper-parameters of the model.
+        training_users: Share of the training users whose examples are trained on, for a learning curve: chosen by a hash of the
+            user's id, so that a smaller share lies within a larger one. Vocabularies, validation and test stay whole.
         batch_size: Examples a step.
         epochs: At most so many.
         patience: Stops after so many epochs without a better validation AUC.
@@ -64,6 +66,7 @@ class TrainConfig:
     shuffle_knowledge: int | None = None
     history_sample: int | None = None
     model: RankingModelConfig = field(default_factory=RankingModelConfig)
+    training_users: float = 1.0
     batch_size: int = 1024
     epochs: int = 10
     patience: int = 1
@@ -86,6 +89,8 @@ class TrainConfig:
             raise ConfigError(
                 "`rates` tells an extractor's learning rate from the backbone's, and strategy base has none."
             )
+        if not 0 < self.training_users <= 1:
+            raise ConfigError(f"`training_users` is a share, above 0 and at most 1. Received: {self.training_users}")
         if self.history_sample is not None and self.history_sample < 0:
             raise ConfigError(f"`history_sample` must be at least 0. Received: {self.history_sample}")
         for name in ("batch_size", "epochs", "patience"):
@@ -130,7 +135,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     with exclusive_lock(output.parent / f".{output.name}.lock"):
         _forget_other_run(output, job_fingerprint("train", config, inputs))
-        train_examples = IndexedExamples(config.prepared, "train", stores)
+        train_examples = IndexedExamples(config.prepared, "train", stores, users=config.training_users)
         validation_examples = IndexedExamples(config.prepared, "validation", stores)
 
         tf.keras.utils.set_random_seed(config.seed)

@@ -70,6 +70,43 @@ def test_a_later_epoch_is_the_same_wherever_one_begins(examples):
     assert not np.array_equal(marked(examples, seed=4, epochs=1)[0], through[0])
 
 
+def test_a_smaller_share_of_the_users_lies_within_a_larger_one():
+    from kser_tf.pipelines.examples import chosen_users
+
+    users = np.array([f"фильм-{i}" for i in range(100)] * 3, object)
+    before: set = set()
+    for share, number in ((0.01, 1), (0.03, 3), (0.1, 10), (0.295, 30), (1.0, 100)):
+        chosen = chosen_users(users, share)
+        assert len(set(users[chosen])) == number
+        assert chosen.sum() == 3 * number  # all rows of a user, or none
+        assert before <= set(users[chosen])
+        before = set(users[chosen])
+    # The ids decide, not their places.
+    shuffled = users[np.random.default_rng(0).permutation(300)]
+    assert set(shuffled[chosen_users(shuffled, 0.1)]) == set(users[chosen_users(users, 0.1)])
+
+
+def test_examples_of_a_share_of_the_users(folder, examples):
+    from kser_tf.pipelines.examples import IndexedExamples, chosen_users
+
+    stores = {"item": KnowledgeStore.open(folder / "store")}
+    few = IndexedExamples(folder / "prepared", "train", stores, users=0.25)
+    rows = np.flatnonzero(chosen_users(examples.column("user"), 0.25))
+    assert 0 < len(rows) < len(examples) / 3
+    assert len(few) == len(rows)
+    np.testing.assert_array_equal(few.labels, examples.labels[rows])
+    np.testing.assert_array_equal(few.column("item"), examples.column("item")[rows])
+    batches = list(few.batches(64).as_numpy_iterator())
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), few.labels)
+    for name, tensor in examples.tensors.items():
+        np.testing.assert_array_equal(
+            np.concatenate([features[name] for features, _ in batches]), tensor.numpy()[rows], err_msg=name
+        )
+    few.tensors = {"row": np.arange(len(examples))}
+    epoch = [features["row"] for features, _ in few.shuffled_batches(64, seed=1, epochs=1).as_numpy_iterator()]
+    np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), rows)
+
+
 def test_raw_features_are_padded_requests(folder):
     from kser_tf.pipelines.examples import raw_features
 

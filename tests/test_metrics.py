@@ -293,6 +293,17 @@ class TestEvaluateSlices:
         }
         assert set(result["warm"].values()) == {0, None}
 
+    def test_further_slices(self):
+        further = {"odd": [row % 2 == 1 for row in range(8)]}
+        result = metrics.evaluate_slices(SLICE_LABELS, SLICE_LOGITS, **SLICE_COLUMNS, further=further)
+        assert result["odd"]["auc"] == pairwise_auc(np.array(SLICE_LABELS)[1::2], np.array(SLICE_LOGITS)[1::2])
+        assert result["odd"]["rows"] == 4
+        assert list(result)[-1] == "odd"
+        with pytest.raises(DataError, match="a slice called 'cold' is always there"):
+            metrics.evaluate_slices(SLICE_LABELS, SLICE_LOGITS, **SLICE_COLUMNS, further={"cold": further["odd"]})
+        with pytest.raises(DataError, match="`odd` must have one value for each row"):
+            metrics.evaluate_slices(SLICE_LABELS, SLICE_LOGITS, **SLICE_COLUMNS, further={"odd": [True]})
+
     def test_slice_rows(self):
         chosen = {name: list(np.flatnonzero(rows)) for name, rows in metrics.slice_rows(**SLICE_COLUMNS).items()}
         assert chosen == {
@@ -441,3 +452,30 @@ class TestBootstrap:
     def test_bad_repetitions(self):
         with pytest.raises(DataError, match=r"`repetitions` must be at least 1. Received: `repetitions=0`"):
             metrics.bootstrap_auc_difference([0, 1], [1, 2], [2, 1], ["a", "b"], repetitions=0)
+
+
+class TestBootstrapAuc:
+    def test_differences_of_its_draws_are_the_paired_bootstrap(self):
+        labels, ours, theirs, users = simulated(rows=300)
+        draws = [metrics.bootstrap_auc(labels, scores, users, repetitions=50, seed=2) for scores in (ours, theirs)]
+        expected = metrics.bootstrap_auc_difference(labels, ours, theirs, users, repetitions=50, seed=2)
+        assert metrics.percentile_interval(draws[0] - draws[1]) == (expected["low"], expected["high"])
+
+    def test_spread_is_that_of_theory(self, rng):
+        # One row a user: the variance of the AUC is known (DeLong, DeLong and Clarke-Pearson 1988), from how often each
+        # positive row beats the negative ones, and each negative row is beaten.
+        labels = np.arange(1200) % 3 == 0
+        scores = rng.normal(size=1200) + labels
+        wins = scores[labels][:, None] > scores[~labels]
+        variance = wins.mean(axis=1).var(ddof=1) / labels.sum() + wins.mean(axis=0).var(ddof=1) / (~labels).sum()
+        drawn = metrics.bootstrap_auc(labels, scores, np.arange(1200), repetitions=4000)
+        assert drawn.mean() == pytest.approx(wins.mean(), abs=4 * np.sqrt(variance / 4000))
+        assert drawn.std() == pytest.approx(np.sqrt(variance), rel=0.05)
+
+    def test_nothing_to_draw_from(self):
+        assert np.isnan(metrics.bootstrap_auc([], [], [], repetitions=3)).tolist() == [True] * 3
+        assert np.isnan(metrics.bootstrap_auc([1, 1], [1, 2], ["a", "b"], repetitions=2)).all()
+        assert metrics.percentile_interval([np.nan, np.nan]) == (None, None)
+        assert metrics.percentile_interval([np.nan, 1.0, 1.0]) == (1.0, 1.0)
+        with pytest.raises(DataError, match=r"`repetitions` must be at least 1. Received: `repetitions=0`"):
+            metrics.bootstrap_auc([0, 1], [1, 2], ["a", "b"], repetitions=0)

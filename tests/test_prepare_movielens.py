@@ -64,6 +64,22 @@ def prepared(folder, output, **changes):
     return {(row["user_id"], row["movie_id"]): row for row in rows}, DatasetSchema.load(output)
 
 
+def test_features_can_be_left_out(folder_1m, tmp_path):
+    choice = {"features": ["genres", "history_rating"], "most_genres": 1, "history_length": 1}
+    rows, schema = prepared(folder_1m, tmp_path / "out", movielens=choice)
+    assert [feature.name for feature in schema.features] == ["movie_id", "genres", "history_movie_id", "history_rating"]
+    assert rows[1, 1]["genres"] == ["Drama"]
+    assert rows[1, 2]["genres"] == ["Animation"]
+    assert rows[1, 4]["history_movie_id"] == [2]
+    rows, schema = prepared(folder_1m, tmp_path / "least", movielens={"features": []})
+    assert [feature.name for feature in schema.features] == ["movie_id", "history_movie_id"]
+
+
+def test_a_feature_that_is_not_there(folder_1m, tmp_path):
+    with pytest.raises(ConfigError, match=r"movielens.features.0.*'genre'"):
+        prepared(folder_1m, tmp_path / "out", movielens={"features": ["genre"]})
+
+
 def test_1m_layout(folder_1m, tmp_path):
     rows, schema = prepared(folder_1m, tmp_path / "out")
     assert len(rows) == 12

@@ -174,6 +174,7 @@ def test_placebo_sees_the_knowledge_of_others(folder, base):
         ({"stores": {"item": "store"}}, "strategy base uses no knowledge"),
         ({"strategy": "all_parameters"}, "strategy all_parameters needs `stores`"),
         ({"strategy": "extractor_only", "stores": {"item": "store"}}, "`base`, the folder of a trained base model"),
+        ({"training_users": 0}, "`training_users` is a share, above 0 and at most 1. Received: 0"),
         ({"epochs": 0}, "`epochs` must be at least 1. Received: 0"),
         ({"epoch": 3}, r"`epoch` is not a known key. Did you mean `epochs`\?"),
         ({"model": {"dropot": 0.1}}, r"`model.dropot` is not a known key. Did you mean `dropout`\?"),
