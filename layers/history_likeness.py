@@ -21,14 +21,14 @@ class HistoryLikeness(ShapedLayer):
     thought of each, `r_i` (a rating, a dwell time), and for each head its sharpness `s`,
 
         a = softmax_i(s c . h_i)        o = [sum_i a_i r_i, sum_i a_i (c . h_i)]
-        correction = v . relu(U [o of all heads] + b)
+        correction = v . relu(U [o of every head] + b)
 
     A head of great sharpness sees what is most like the candidate, one of small sharpness the history as a whole. `v` starts
     at 0, so the correction too. Since the likeness is of knowledge and not of ids, it holds for candidates that no user has
     seen yet. (A learned matrix between `c` and `h_i` was tried: it adds as much time as all the rest, and next to nothing.)
 
     Args:
-        num_heads: int. Defaults to `4`.
+        num_heads: int. Defaults to `2`.
         units: int. Width of the hidden layer. Defaults to `16`.
 
     Call arguments:
@@ -56,7 +56,7 @@ class HistoryLikeness(ShapedLayer):
 
     shaped_arguments = ("candidate", "history", "feedback")
 
-    def __init__(self, num_heads: int = 4, units: int = 16, **kwargs: Any) -> None:
+    def __init__(self, num_heads: int = 2, units: int = 16, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name, value in (("num_heads", num_heads), ("units", units)):
             if value < 1:
@@ -91,19 +91,17 @@ class HistoryLikeness(ShapedLayer):
         candidate = tf.stop_gradient(tf.cast(with_shape("candidate", candidate, (self._width,)), dtype))
         history = tf.stop_gradient(tf.cast(with_shape("history", history, (None, self._width)), dtype))
         feedback = tf.cast(with_shape("feedback", feedback, (None, self._feedback)), dtype)
-        cosine = tf.matmul(candidate[:, None], history, transpose_b=True)  # (batch, 1, length)
-        score = cosine * tf.cast(self._sharpness, dtype)[:, None]
+        cosine = tf.matmul(history, candidate[..., None])  # (batch, length, 1)
+        score = tf.linalg.matrix_transpose(cosine) * tf.cast(self._sharpness, dtype)[:, None]
+        seen = tf.concat([feedback, cosine], -1)
         if mask is not None:
-            there = tf.cast(mask, tf.bool)[:, None]
-            score = tf.where(there, score, tf.fill(tf.shape(score), score.dtype.min))
-        attention = tf.nn.softmax(score)
+            there = tf.cast(mask, tf.bool)
+            # Half of what the dtype can hold, so that it can be added to a score.
+            score += tf.where(there, tf.zeros((), dtype), tf.constant(tf.as_dtype(dtype).min / 2, dtype))[:, None]
+        found = tf.reshape(tf.matmul(tf.nn.softmax(score), seen), (-1, self.num_heads * (self._feedback + 1)))
         if mask is not None:
-            attention = tf.where(there, attention, tf.zeros_like(attention))  # of an empty history nothing is left
-        opinion = tf.reshape(tf.matmul(attention, feedback), (-1, self.num_heads * self._feedback))
-        features = tf.concat([opinion, tf.reduce_sum(attention * cosine, -1)], -1)
-        hidden = tf.nn.relu(
-            tf.matmul(features, tf.cast(self._hidden_kernel, dtype)) + tf.cast(self._hidden_bias, dtype)
-        )
+            found = tf.where(tf.reduce_any(there, -1, keepdims=True), found, tf.zeros_like(found))
+        hidden = tf.nn.relu(tf.matmul(found, tf.cast(self._hidden_kernel, dtype)) + tf.cast(self._hidden_bias, dtype))
         correction = tf.matmul(hidden, tf.cast(self._output_kernel, dtype))
         known = tf.reduce_any(candidate != 0, -1, keepdims=True)
         return tf.where(known, correction, tf.zeros_like(correction))

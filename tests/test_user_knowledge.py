@@ -80,7 +80,7 @@ def test_likeness_as_the_formula_has_it(inputs: dict[str, np.ndarray]) -> None:
             attention = np.exp(sharpness * cosines)
             attention = attention / attention.sum() if there.any() else attention
             seen.append((attention @ given["feedback"][row, there], attention @ cosines))
-        features = np.concatenate([*(opinion for opinion, _ in seen), [cosine for _, cosine in seen]])
+        features = np.concatenate([[*opinion, cosine] for opinion, cosine in seen])
         hidden = np.maximum(features @ weights["hidden_kernel"] + weights["hidden_bias"], 0)
         expected = hidden @ weights["output_kernel"] if given["candidate"][row].any() else [0.0]
         np.testing.assert_allclose(corrected, expected, rtol=1e-5, atol=1e-6)
@@ -214,7 +214,7 @@ def test_the_users_past_is_read_in_the_light_of_the_candidates_knowledge(
     candidate = profile(*store.lookup(ids_of(raw["item"])))
     history = tf.stack([profile(*store.lookup(ids_of(ids))) for ids in np.asarray(raw["past_item"])[:, :5]])
     there = indexed["past_item"] != 0
-    expected = likeness(candidate, history, feedback(indexed["past_stars"]), mask=there)[:, 0]
+    expected = likeness(candidate, history, tf.gather(feedback, indexed["past_stars"]), mask=there)[:, 0]
     np.testing.assert_allclose(correction, expected, rtol=1e-3, atol=1e-4)
     unknown = ids_of(raw["item"]) == world.WITHOUT_KNOWLEDGE
     assert unknown.any()

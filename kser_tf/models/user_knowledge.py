@@ -32,18 +32,17 @@ class UserKnowledge(tf.keras.layers.Layer):
         The correction, `(batch, 1)`; 0 at the start, and always for candidates of which nothing is known.
     """
 
-    def __init__(self, schema: DatasetSchema, num_heads: int = 4, **kwargs: Any) -> None:
+    def __init__(self, schema: DatasetSchema, num_heads: int = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.schema = schema
         groups = schema.groups()
         self._groups = {name: groups[name] for name in schema.attended_groups()}
         self._likeness = {name: HistoryLikeness(num_heads, name=f"{name}_likeness") for name in self._groups}
         self._feedback = {
-            feature.name: tf.keras.layers.Embedding(
-                FIRST_INDEX + len(schema.vocabularies[feature.vocabulary or ""]),
-                _FEEDBACK_WIDTH,
-                embeddings_initializer=tf.keras.initializers.RandomNormal(stddev=0.5),
+            feature.name: self.add_weight(
                 name=f"{feature.name}_feedback",
+                shape=(FIRST_INDEX + len(schema.vocabularies[feature.vocabulary or ""]), _FEEDBACK_WIDTH),
+                initializer=tf.keras.initializers.RandomNormal(stddev=0.5),
             )
             for features in self._groups.values()
             for feature in features[1:]
@@ -58,8 +57,8 @@ class UserKnowledge(tf.keras.layers.Layer):
         corrections = []
         for name, (items, *further) in self._groups.items():
             there = features[items.name] != MISSING_INDEX
-            parts = [self._feedback[feature.name](features[feature.name]) for feature in further]
-            parts = parts or [tf.cast(there, self.compute_dtype)[..., None]]
-            feedback = tf.concat(parts, -1) if len(parts) > 1 else parts[0]
+            # Times one: the gradient of a product is dense, and Adam would sort and add up a sparse one, which takes longer.
+            parts = [tf.gather(1.0 * self._feedback[feature.name], features[feature.name]) for feature in further]
+            feedback = tf.concat(parts or [tf.cast(there, self.compute_dtype)[..., None]], -1)
             corrections.append(self._likeness[name](candidate, profiles[items.name], feedback, mask=there))
         return tf.add_n(corrections)
