@@ -31,6 +31,7 @@ CONFIDENCE = 0.95
 
 # Of the bootstrap over users. A matrix of so many users by as many takes 32 MB.
 _MOST_USERS_IN_A_MATRIX = 2048
+# Rows in a block that is counted as a whole, how many blocks there are at most, and pairs that are counted singly at a time (32 MB).
 _SMALLEST_BLOCK, _MOST_BLOCKS, _PAIRS_AT_ONCE = 64, 1024, 1 << 22
 
 _Floats: TypeAlias = NDArray[np.float64]
@@ -545,7 +546,7 @@ def _pairs_below(users: _Integers, below: _Integers, sorted_users: _Integers, nu
     whole = np.bincount(users * (blocks + 1) + below // block, minlength=number * (blocks + 1))
     pairs: _Floats = whole.reshape(number, blocks + 1).astype(np.float64) @ before_block
     rest = below % block
-    at_once = _PAIRS_AT_ONCE // block
+    at_once = max(1, _PAIRS_AT_ONCE // block)
     for start in range(0, len(users), at_once):
         chosen = slice(start, start + at_once)
         row = np.repeat(np.arange(len(rest[chosen])), rest[chosen])
