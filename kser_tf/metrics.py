@@ -29,6 +29,11 @@ CALIBRATION_BINS = 20
 # Of every interval in this module.
 CONFIDENCE = 0.95
 
+# Of the bootstrap over users. A matrix of so many users by as many takes 32 MB.
+_MOST_USERS_IN_A_MATRIX = 2048
+# Rows in a block that is counted as a whole, how many blocks there are at most, and pairs that are counted singly at a time (32 MB).
+_SMALLEST_BLOCK, _MOST_BLOCKS, _PAIRS_AT_ONCE = 64, 1024, 1 << 22
+
 _Floats: TypeAlias = NDArray[np.float64]
 _Integers: TypeAlias = NDArray[np.int64]
 _Booleans: TypeAlias = NDArray[np.bool_]
@@ -407,8 +412,8 @@ def bootstrap_auc_difference(
     chance in training see `paired_difference`. It is the percentile interval of Efron and Tibshirani, "An Introduction
     to the Bootstrap" (1993), chapter 13.
 
-    The rows are sorted once; a repetition is then one cumulative sum, so its cost is linear in the rows (1,000
-    repetitions over 100,000 rows: about a second).
+    The rows are sorted once. A repetition is then a product of a matrix and a vector, and with more than 2,048 users a
+    cumulative sum over the rows (1,000 repetitions over 88,000 rows: 0.3 seconds, and 11).
 
     Args:
         labels: (rows,), 0 or 1.
@@ -485,12 +490,71 @@ def _drawn_auc(
 ) -> _Floats:
     if not number_of_users:
         return np.full(repetitions, np.nan)
-    weighted, generator = _WeightedAuc(positive, scores, codes), np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
+    few = number_of_users <= _MOST_USERS_IN_A_MATRIX
+    auc_under = (_AucByUsers if few else _WeightedAuc)(positive, scores, codes)
     drawn = np.empty(repetitions)
     for i in range(repetitions):
         times_drawn = np.bincount(generator.integers(number_of_users, size=number_of_users), minlength=number_of_users)
-        drawn[i] = weighted(times_drawn.astype(np.float64))
+        drawn[i] = auc_under(times_drawn.astype(np.float64))
     return drawn
+
+
+class _AucByUsers:
+    """AUC of fixed scores under changing weights of few users: counts once, for each two users, the pairs of rows that are won.
+
+    A call is then a product of a matrix and a vector, whatever the number of rows. Gives what `_WeightedAuc` gives.
+    """
+
+    def __init__(self, positive: _Booleans, scores: _Floats, users: _Integers) -> None:
+        number = int(users.max()) + 1
+        order = np.argsort(scores[~positive])
+        negative_scores, negative_users = scores[~positive][order], users[~positive][order]
+        self._positives = np.bincount(users[positive], minlength=number).astype(np.float64)
+        self._negatives = np.bincount(negative_users, minlength=number).astype(np.float64)
+        lower = np.searchsorted(negative_scores, scores[positive], side="left")
+        lower_or_equal = np.searchsorted(negative_scores, scores[positive], side="right")
+        self._won = _pairs_below(users[positive], lower, negative_users, number)
+        if not np.array_equal(lower, lower_or_equal):
+            self._won += _pairs_below(users[positive], lower_or_equal, negative_users, number)
+            self._won /= 2
+
+    def __call__(self, weights: _Floats) -> float:
+        """Returns the AUC where each row of user u counts `weights[u]` times; NaN if one class has no weight."""
+        pairs = float(weights @ self._positives) * float(weights @ self._negatives)
+        return float(weights @ self._won @ weights) / pairs if pairs else math.nan
+
+
+def _pairs_below(users: _Integers, below: _Integers, sorted_users: _Integers, number: int) -> _Floats:
+    """Counts for each two users u and v the pairs of a row of u and one of the sorted rows before its place that is of v.
+
+    Args:
+        users: (rows,), the user of each row.
+        below: (rows,), how many of the sorted rows lie before its place.
+        sorted_users: (sorted rows,), the user of each sorted row.
+        number: How many users there are.
+
+    Returns:
+        float64 (number, number).
+    """
+    # Whole blocks of sorted rows are counted by a product of matrices, what is left of the last block pair by pair.
+    block = max(_SMALLEST_BLOCK, math.ceil(len(sorted_users) / _MOST_BLOCKS))
+    blocks = len(sorted_users) // block + 1
+    in_block = np.bincount(np.arange(len(sorted_users)) // block * number + sorted_users, minlength=blocks * number)
+    before_block = np.zeros((blocks + 1, number))
+    np.cumsum(in_block.reshape(blocks, number), axis=0, out=before_block[1:])
+    whole = np.bincount(users * (blocks + 1) + below // block, minlength=number * (blocks + 1))
+    pairs: _Floats = whole.reshape(number, blocks + 1).astype(np.float64) @ before_block
+    rest = below % block
+    at_once = max(1, _PAIRS_AT_ONCE // block)
+    for start in range(0, len(users), at_once):
+        chosen = slice(start, start + at_once)
+        row = np.repeat(np.arange(len(rest[chosen])), rest[chosen])
+        first = (below - rest)[chosen] - (np.cumsum(rest[chosen]) - rest[chosen])
+        place = np.arange(len(row)) + first[row]
+        single = np.bincount(users[chosen][row] * number + sorted_users[place], minlength=number * number)
+        pairs += single.reshape(number, number)
+    return pairs
 
 
 class _WeightedAuc:

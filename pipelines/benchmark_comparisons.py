@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +47,7 @@ class Measured:
         value: float | None = self.metrics["slices"].get(name, {}).get("auc")
         return value
 
+    @functools.cached_property
     def drawn(self) -> dict[str, np.ndarray]:
         """For each slice the AUC on each of the redrawn sets of users."""
         path = self.evaluation / BOOTSTRAP_FILE
@@ -64,45 +66,42 @@ def compare(config: BenchmarkConfig, measured: Sequence[Measured]) -> list[dict[
         `{"split", "training_users", "backbone", "variant", "against", "slice", "metric", "difference", "low", "high",
         "users_low", "users_high", "seeds", "by_seed", "how"}`; an end that is not defined (one seed, no bootstrap) is `None`.
     """
-    found = []
-    for place, variants in _by_place(measured).items():
-        drawn = {(v, seed): each.drawn() for v, seeds in variants.items() for seed, each in seeds.items()}
-        for variant, ours in variants.items():
-            for against in config.compared_with(variant):
-                theirs = variants.get(against, {})
-                seeds = sorted(set(ours) & set(theirs))
-                if not seeds:
-                    continue
-                for name in ours[seeds[0]].metrics["slices"]:
-                    pairs = [(ours[seed].auc(name), theirs[seed].auc(name)) for seed in seeds]
-                    difference = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
-                    if difference["difference"] is None:
-                        continue
-                    redrawn = [
-                        drawn[variant, seed][name] - drawn[against, seed][name]
-                        for seed in seeds
-                        if name in drawn[variant, seed] and name in drawn[against, seed]
-                    ]
-                    users = (
-                        percentile_interval(np.mean(redrawn, axis=0)) if len(redrawn) == len(seeds) else (None, None)
-                    )
-                    found.append(
-                        {
-                            "split": place[0],
-                            "training_users": place[1],
-                            "backbone": place[2],
-                            "variant": variant,
-                            "against": against,
-                            "slice": name,
-                            "metric": "auc",
-                            **{key: difference[key] for key in ("difference", "low", "high", "seeds")},
-                            "users_low": users[0],
-                            "users_high": users[1],
-                            "by_seed": {str(seed): a - b for seed, (a, b) in zip(seeds, pairs, strict=True)},  # type: ignore[operator]
-                            "how": f"Student's t over {len(seeds)} seeds",
-                        }
-                    )
-    return found
+    return [
+        {
+            "split": place[0],
+            "training_users": place[1],
+            "backbone": place[2],
+            "variant": variant,
+            "against": against,
+            "metric": "auc",
+            **difference,
+        }
+        for place, variants in _by_place(measured).items()
+        for variant, ours in variants.items()
+        for against in config.compared_with(variant)
+        for difference in _differences(ours, variants.get(against, {}))
+    ]
+
+
+def _differences(ours: Mapping[int, Measured], theirs: Mapping[int, Measured]) -> Iterable[dict[str, Any]]:
+    """The difference on each slice where all seeds that both have, have an AUC."""
+    pairs = {seed: (ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs))}
+    for name in next(iter(pairs.values()))[0].metrics["slices"] if pairs else ():
+        aucs = {seed: (a.auc(name), b.auc(name)) for seed, (a, b) in pairs.items()}
+        by_seed = {seed: a - b for seed, (a, b) in aucs.items() if a is not None and b is not None}
+        if len(by_seed) < len(pairs):
+            continue
+        difference = paired_difference([a for a, _ in aucs.values()], [b for _, b in aucs.values()])
+        redrawn = [a.drawn[name] - b.drawn[name] for a, b in pairs.values() if name in a.drawn and name in b.drawn]
+        users = percentile_interval(np.mean(redrawn, axis=0)) if len(redrawn) == len(pairs) else (None, None)
+        yield {
+            "slice": name,
+            **difference,
+            "users_low": users[0],
+            "users_high": users[1],
+            "by_seed": {str(seed): each for seed, each in by_seed.items()},
+            "how": f"Student's t over {len(pairs)} seeds",
+        }
 
 
 def speeds(config: BenchmarkConfig, measured: Sequence[Measured]) -> list[dict[str, Any]]:

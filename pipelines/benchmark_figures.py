@@ -17,6 +17,8 @@ from kser_tf.pipelines.report_figures import (
 
 # What is asked first; the other slices follow.
 FIRST_SLICES = ("all", "tail", "cold")
+# With fewer, Student's interval is so wide that little can be said.
+_ENOUGH_SEEDS = 5
 
 
 class BenchmarkFigures:
@@ -75,8 +77,8 @@ class BenchmarkFigures:
                 "judged on validation AUC; the best is used for all seeds."
             )
         seeds = [comparison["seeds"] for comparison in self.summary["comparisons"]]
-        if seeds and min(seeds) < 5:
-            found.append(f"Some differences are of fewer than 5 seeds (the fewest: {min(seeds)}).")
+        if seeds and min(seeds) < _ENOUGH_SEEDS:
+            found.append(f"Some differences are of fewer than {_ENOUGH_SEEDS} seeds (the fewest: {min(seeds)}).")
         return found
 
     def _as_report(self, training_users: float | None) -> ReportFigures:

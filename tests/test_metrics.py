@@ -399,7 +399,12 @@ class TestStudentT:
 
 
 class TestBootstrap:
-    def test_equals_a_bootstrap_that_copies_rows(self):
+    @pytest.mark.parametrize("most_users_in_a_matrix", [0, 2048])
+    @pytest.mark.parametrize("smallest_block", [4, 64])
+    def test_equals_a_bootstrap_that_copies_rows(self, monkeypatch, most_users_in_a_matrix, smallest_block):
+        monkeypatch.setattr(metrics, "_MOST_USERS_IN_A_MATRIX", most_users_in_a_matrix)
+        monkeypatch.setattr(metrics, "_SMALLEST_BLOCK", smallest_block)
+        monkeypatch.setattr(metrics, "_PAIRS_AT_ONCE", 5 * smallest_block)
         labels, ours, theirs, users = simulated(rows=120, users=12)
         ours, theirs = np.round(ours, 1), np.round(theirs, 1)  # with ties
         result = metrics.bootstrap_auc_difference(labels, ours, theirs, users, repetitions=25, seed=3)
