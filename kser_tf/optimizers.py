@@ -61,8 +61,8 @@ def learning_rates(
     required = [part for part, multiplier in multipliers.items() if multiplier != 1]
     parts = model_parts(model, **dict(layers or {}), required=required)
     by_weight = {
-        optimizer._var_key(weight): multiplier
-        for part, multiplier in multipliers.items()
+        optimizer._var_key(weight): multipliers[part]
+        for part in reversed(PARTS)  # the extractor last: a ranking model's embedding layer holds it
         for layer in getattr(parts, part).values()
         for inner in with_layers_below(layer)
         for weight in inner.trainable_weights

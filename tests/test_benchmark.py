@@ -618,7 +618,5 @@ def test_the_shipped_matrices_are_whole(name):
     from kser_tf import configs
     from kser_tf.pipelines.config import load_config
 
-    if "movielens" in name and not hasattr(RankingModelConfig, "adaptor"):
-        pytest.skip("this version's ranking models have no choice of adaptors")
     matrix = BenchmarkMatrix(load_config(BenchmarkConfig, f"{configs.__path__[0]}/{name}", data="data", work="work"))
     assert all(matrix.cells_of(part) for part in matrix.config.parts.values())

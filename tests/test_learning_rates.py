@@ -150,3 +150,34 @@ def test_what_holds_an_extractor_for_an_embedding_is_none_of_the_backbones_embed
     optimizer = kser_tf.learning_rates(tf.keras.optimizers.SGD(0.01), model, extractor=5.0, embedding=0.5, core=0.0)
     expected = {"extractor": 0.05, "table": 0.005, "core": 0.0, "output_layer": 0.01}
     assert steps_of(model, data, optimizer) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.tfrs
+def test_a_ranking_models_extractor_has_its_own_rate_though_it_lies_in_the_embedding(tmp_path):
+    """Adam's first step is the rate itself, whatever the gradient."""
+    import small_world as world
+
+    from kser_tf.models.config import RankingModelConfig
+    from kser_tf.models.ranking_model import RankingModel
+    from kser_tf.pipelines.examples import IndexedExamples
+    from kser_tf.schema import DatasetSchema
+
+    prepared, stores = world.make_prepared(tmp_path), {"item": kser_tf.KnowledgeStore.open(world.make_store(tmp_path))}
+    config = RankingModelConfig(embedding_width=4, hidden_units=(8,), user_knowledge_heads=2)
+    model = RankingModel(DatasetSchema.load(prepared), config, stores)
+    model.make_weights()
+    model.adapt(stores)
+    rates = {"extractor": 5.0, "embedding": 0.5, "output": 2.0}
+    model.compile(kser_tf.learning_rates(tf.keras.optimizers.Adam(1e-3), model, **rates))
+    weights = {
+        "extractor": model.extractors["item"].alignment._output_kernel,
+        "user knowledge": model.user_knowledge._likeness["past"]._output_kernel,
+        "embedding": model.embedding._tables["place"].embeddings,
+        "output": model.output_layer.kernel,
+        "core": model.core.trainable_weights[0],
+    }
+    before = {name: weight.numpy() for name, weight in weights.items()}
+    model.fit(IndexedExamples(prepared, "train", stores).shuffled_batches(64, seed=1, epochs=1).take(1), verbose=0)
+    moved = {name: float(np.abs(weight.numpy() - before[name]).max()) for name, weight in weights.items()}
+    expected = {"extractor": 5e-3, "user knowledge": 5e-3, "embedding": 5e-4, "output": 2e-3, "core": 1e-3}
+    assert moved == pytest.approx(expected, rel=1e-2)
