@@ -423,6 +423,7 @@ def model(request: pytest.FixtureRequest, store_path: Path) -> Any:
     return served_world.ranking_model(KnowledgeStore.open(store_path), request.param)
 
 
+@pytest.mark.usefixtures("check_in_process")
 def test_a_model_is_exported_and_passes_the_check(model: Any, tmp_path: Path) -> None:
     """With the signature that holds all of the backbone; test_signatures.py has the others."""
     rows = served_world.rows(32)
