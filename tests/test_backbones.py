@@ -456,6 +456,25 @@ def test_extractor_only_leaves_the_core_as_it_was(name: str, store_path: Path) -
     assert not model.core.trainable_weights
 
 
+def test_a_report_shows_the_names_that_people_know() -> None:
+    from kser_tf.models import backbones
+    from kser_tf.pipelines.report_figures import backbone_name
+
+    assert {name: backbone_name(name) for name in [*backbones.names(), "other"]} == {
+        "autoint": "AutoInt",
+        "dcn": "DCN",
+        "dcn_v2": "DCN-v2",
+        "deepfm": "DeepFM",
+        "dien": "DIEN",
+        "din": "DIN",
+        "dlrm": "DLRM",
+        "fibinet": "FiBiNET",
+        "fignn": "FiGNN",
+        "xdeepfm": "xDeepFM",
+        "other": "other",
+    }
+
+
 def test_the_configuration_for_comparing_backbones_has_them_all() -> None:
     from kser_tf.models import backbones
     from kser_tf.pipelines.run import load_run_config, train_config

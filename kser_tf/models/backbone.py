@@ -28,6 +28,13 @@ class Backbone(tf.keras.layers.Layer):
         masks: For each group of sequence features `(batch, length)` bool, true where there is a value.
     """
 
+    title: str
+    """The name that people read. Defaults to the class's name."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.title = cls.__dict__.get("title", cls.__name__)
+
     def __init__(
         self, schema: DatasetSchema, *, hidden_units: Sequence[int] = (128, 64), dropout: float = 0.0, **kwargs: Any
     ) -> None:

@@ -24,6 +24,8 @@ class DCNv2(FieldBackbone):
         - [Wang et al., DCN V2: Improved Deep & Cross Network, 2021](https://arxiv.org/abs/2008.13535)
     """
 
+    title = "DCN-v2"
+
     def __init__(self, *args: Any, cross_layers: int = 3, projection_dim: int = 64, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._crosses = [
