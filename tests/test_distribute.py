@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from held_rows import MARK
+from local_workers import worker_configs
 
 from kser_tf import KnowledgeStore
 
@@ -37,14 +35,6 @@ def start(store: Path, output: Path, distribution: str, **environment: str) -> s
     }
     command = [sys.executable, str(_PROGRAM), str(store), str(output), distribution]
     return subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def finished(process: subprocess.Popen[str], output: Path) -> dict[str, Any]:
@@ -102,13 +92,11 @@ def test_two_replicas_train_as_one(local: dict[str, Any], strategy: str) -> None
 
 
 def test_two_workers_train_as_one(local: dict[str, Any], store: Path, tmp_path: Path) -> None:
-    ports = [f"127.0.0.1:{port}" for port in free_ports(2)]
     outputs = [tmp_path / f"{worker}.npz" for worker in range(2)]
     started = []
     try:
-        for worker, output in enumerate(outputs):
-            config = {"cluster": {"worker": ports}, "task": {"type": "worker", "index": worker}}
-            started.append(start(store, output, "workers", TF_CONFIG=json.dumps(config)))
+        for config, output in zip(worker_configs(2), outputs, strict=True):
+            started.append(start(store, output, "workers", TF_CONFIG=config))
         results = [finished(process, output) for process, output in zip(started, outputs, strict=True)]
     finally:
         for process in started:
