@@ -22,7 +22,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 SEED = 20250811
 
 
+# A file that takes a minute alone at the end would have the other process wait.
+_LONGEST = ("test_run.py", "test_notebook.py", "test_distribute.py", "test_attach_output.py", "test_refresh.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
     if os.environ["TF_USE_LEGACY_KERAS"].lower() in ("1", "true"):
         return
     skip = pytest.mark.skip(reason="tensorflow-recommenders needs Keras 2 (TF_USE_LEGACY_KERAS=1)")
