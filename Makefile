@@ -9,7 +9,7 @@ IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # Tests of what runs under both Kerases; TFRS, and so the ranking models, need Keras 2.
 KERAS_3_TESTS := tests/test_esf_net.py tests/test_alignment_attention.py tests/test_knowledge_extractor.py \
 	tests/test_knowledge_lookup.py tests/test_two_kerases.py tests/test_strategies.py tests/test_learning_rates.py tests/test_stages.py \
-	tests/test_export.py tests/test_check.py \
+	tests/test_export.py tests/test_check.py::TestInAFreshProcess \
 	tests/test_layer_paths.py tests/test_knowledge_embedding.py tests/test_statistics_at_hand.py tests/test_attach_both.py tests/test_bake_attached.py tests/test_attach_into.py tests/test_attach_resume.py tests/test_attach_kinds.py \
 	tests/test_attach_output.py tests/test_saved_model_backbone.py tests/test_warm_start.py tests/test_baking.py \
 	tests/test_readme.py tests/test_id_dropout.py tests/test_attach_errors.py tests/test_adaptors.py

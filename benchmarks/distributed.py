@@ -11,10 +11,8 @@ leaves out mapped pages that the kernel can drop and read again). Writes `benchm
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +24,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+from local_workers import worker_configs
 from results import write_results
 
 from kser_tf import KnowledgeStore
@@ -78,17 +77,12 @@ def write_store(path: Path, rows: int) -> KnowledgeStore:
 
 def run(given: argparse.Namespace, store: KnowledgeStore, folder: Path, *, workers: int) -> list[dict[str, Any]]:
     """Trains with so many workers; returns what each of them found."""
-    ports = free_ports(workers)
     started, outputs = [], [folder / f"{Path(store.path).name}-{workers}-{worker}.npz" for worker in range(workers)]
     try:
-        for worker, output in enumerate(outputs):
-            config = {
-                "cluster": {"worker": [f"127.0.0.1:{port}" for port in ports]},
-                "task": {"type": "worker", "index": worker},
-            }
+        for config, output in zip(worker_configs(workers), outputs, strict=True):
             command = [sys.executable, __file__, "--batch", str(given.batch), "--steps", str(given.steps)]
             command += ["--train", str(store.path), str(output)]
-            started.append(subprocess.Popen(command, env={**os.environ, "TF_CONFIG": json.dumps(config)}))
+            started.append(subprocess.Popen(command, env={**os.environ, "TF_CONFIG": config}))
         for process in started:
             if process.wait():
                 raise SystemExit(f"a worker ended with status {process.returncode}")
@@ -100,14 +94,6 @@ def run(given: argparse.Namespace, store: KnowledgeStore, folder: Path, *, worke
         with np.load(output) as arrays:
             found.append(dict(arrays))
     return found
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def difference(one: dict[str, Any], other: dict[str, Any], prefix: str) -> float:

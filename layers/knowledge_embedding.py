@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kser_tf.layers.drawn_by_batch import drawn_by_batch
 from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
 from kser_tf.layers.knowledge_lookup import UNKNOWN_ROW, KnowledgeLookup
 from kser_tf.layers.statistics_at_hand import StatisticsAtHand, in_training_step
@@ -203,10 +204,9 @@ class KnowledgeEmbedding(tf.keras.layers.Layer):
             )
         rows = self.rows(tf.reshape(ids, [-1]))
         # XLA has no `unique`; it aligns an id wherever it stands, so there each place may draw by itself.
-        drawn, places = (rows, tf.range(tf.size(rows))) if xla_compiles_this() else tf.unique(rows)
-        # Told by the batch, so that a run that is resumed draws the same.
-        draws = tf.random.stateless_uniform(tf.shape(drawn), seed=tf.stack([tf.reduce_sum(rows), tf.size(rows)]))
-        as_unknown = tf.gather((drawn != UNKNOWN_ROW) & (draws < self.id_dropout), places)
+        distinct, places = (rows, tf.range(tf.size(rows))) if xla_compiles_this() else tf.unique(rows)
+        as_unknown = (distinct != UNKNOWN_ROW) & drawn_by_batch(distinct, rows, self.id_dropout)
+        as_unknown = tf.gather(as_unknown, places)
         unknown = tf.cast(tf.reshape(unknown, [self._width]), embedded.dtype)
         return tf.where(tf.reshape(as_unknown, tf.shape(ids))[..., None], unknown, embedded)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from kser_tf.errors import DataError
+from kser_tf.errors import ConfigError, DataError
 from kser_tf.metrics import TAIL_TRAINING_ROWS
 
 # The variant that others are compared with.
@@ -47,7 +47,6 @@ VARIANTS = {
         "the same model on shuffled knowledge, each entity with the text of another: what it gains is not knowledge",
     ),
 }
-_BACKBONES = {"din": "DIN", "dcn_v2": "DCN-v2"}
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -203,9 +202,15 @@ def tone(comparison: Mapping[str, Any]) -> str:
     return "better" if (low > 0) != (comparison.get("metric") in _LOWER_IS_BETTER) else "worse"
 
 
+@functools.cache
 def backbone_name(backbone: str) -> str:
-    """The name that is read."""
-    return _BACKBONES.get(backbone, backbone)
+    """The name that is read: the title of the backbone's class, or what was given where there is no such class."""
+    from kser_tf.models import backbones
+
+    try:
+        return backbones.get(backbone).title
+    except ConfigError:
+        return backbone
 
 
 def variant_name(variant: str) -> str:

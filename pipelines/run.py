@@ -120,6 +120,17 @@ class RunConfig:
     serve: ServeChoice = field(default_factory=ServeChoice)
     names: dict[str, NameTable] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.served not in _matrix(self.train):
+            raise ConfigError(f"`serve` names {'{}/{}/seed-{}'.format(*self.served)}, which `train` does not train.")
+
+    @property
+    def served(self) -> tuple[str, str, int]:
+        """Backbone, variant and seed of the model that is exported."""
+        backbone = self.serve.backbone or self.train.backbones[0]
+        seed = self.serve.seed if self.serve.seed is not None else self.train.seeds[0]
+        return backbone, self.serve.variant, seed
+
     @property
     def folder(self) -> Path:
         """Where everything is written."""
@@ -199,7 +210,7 @@ def run(config: RunConfig) -> int:
         models.append(Trained(backbone, variant, seed, Path(training.output), result, metrics))
         forget_graphs()
 
-    served = _served(config, models)
+    served = next(model for model in models if (model.backbone, model.variant, model.seed) == config.served)
     exporting = export.ExportConfig(
         model=str(served.folder),
         prepared=str(work / _PREPARED),
@@ -241,16 +252,7 @@ def train_config(config: RunConfig, stores: dict[str, str], backbone: str, varia
     )
 
 
-def _matrix(train: TrainMatrix) -> list[tuple[str, str, int]]:
+def _matrix(train: TrainMatrix) -> list[tuple[str, Variant, int]]:
     """All models in an order in which a base comes before what starts from it."""
     variants = bases_first(train.variants, {"extractor_only": "base"})
     return [(backbone, variant, seed) for backbone in train.backbones for seed in train.seeds for variant in variants]
-
-
-def _served(config: RunConfig, models: list[Trained]) -> Trained:
-    backbone = config.serve.backbone or config.train.backbones[0]
-    seed = config.serve.seed if config.serve.seed is not None else config.train.seeds[0]
-    for model in models:
-        if (model.backbone, model.variant, model.seed) == (backbone, config.serve.variant, seed):
-            return model
-    raise ConfigError(f"`serve` names {backbone}/{config.serve.variant}/seed-{seed}, which `train` does not train.")

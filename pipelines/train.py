@@ -50,6 +50,7 @@ class TrainConfig:
         epochs: At most so many.
         patience: Stops after so many epochs without a better validation AUC.
         learning_rate: Of Adam.
+        decay: `cosine`: the learning rate falls to 0 over all `epochs`, along a cosine; `none`: it stays.
         seed: Of the initial weights and the order of the examples.
         tensorboard: Whether TensorBoard's files are written too.
     """
@@ -71,6 +72,7 @@ class TrainConfig:
     epochs: int = 10
     patience: int = 1
     learning_rate: float = 1e-3
+    decay: Literal["none", "cosine"] = "none"
     seed: int = 1
     tensorboard: bool = True
 
@@ -147,7 +149,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if config.one_of_history != 1:
             model.keep_historical_embeddings(config.one_of_history)
         report = _apply_strategy(model, config)
-        optimizer = tf.keras.optimizers.Adam(config.learning_rate)
+        steps = train_examples.steps(config.batch_size)
+        rate: Any = config.learning_rate
+        if config.decay == "cosine":
+            rate = tf.keras.optimizers.schedules.CosineDecay(rate, steps * config.epochs)
+        optimizer = tf.keras.optimizers.Adam(rate)
         if config.rates:
             rates: dict[str, Any] = {str(part): rate for part, rate in config.rates.items()}
             optimizer = learning_rates(optimizer, model, **rates)
@@ -156,7 +162,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
         curve = _curve(output)
         if len(curve) < config.epochs and not _out_of_patience(curve, config.patience):
-            steps = train_examples.steps(config.batch_size)
             model.fit(
                 train_examples.shuffled_batches(
                     config.batch_size, seed=config.seed, epochs=config.epochs, first_epoch=len(curve)

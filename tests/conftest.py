@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 SEED = 20250811
 
 
+# A file that takes a minute alone at the end would have the other process wait.
+_LONGEST = ("test_run.py", "test_notebook.py", "test_distribute.py", "test_attach_output.py", "test_refresh.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
     if os.environ["TF_USE_LEGACY_KERAS"].lower() in ("1", "true"):
         return
     skip = pytest.mark.skip(reason="tensorflow-recommenders needs Keras 2 (TF_USE_LEGACY_KERAS=1)")
@@ -54,3 +61,24 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Any], A
         return served_world.Exported(tmp_path_factory.mktemp("exported"), backbone, bake)
 
     return make
+
+
+@pytest.fixture
+def check_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has `kser_tf.check` load models in this process, a fresh one taking 5 s to start: with Keras there, of which no word."""
+    from kser_tf.serving import check, session_client
+
+    def run(folder: Path) -> subprocess.CompletedProcess[str]:
+        session_client.main(folder)
+        return subprocess.CompletedProcess([], 0, "", "the log")
+
+    monkeypatch.setattr(check, "_run_client", run)
+    monkeypatch.setattr(session_client, "_KERAS", ())
+
+
+@pytest.fixture
+def no_cpp_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has `kser_tf.check` do without the C++ program, where another test has it."""
+    from kser_tf.serving import native_loader
+
+    monkeypatch.setattr(native_loader, "run", lambda *_: native_loader.NativeResult(not_run="asked elsewhere"))

@@ -1,7 +1,7 @@
-"""Trains attached TFRS models, local or as one of several workers (TF_CONFIG): FOLDER OUTPUT local|workers.
+"""Trains attached TFRS models, local or as one of several workers (TF_CONFIG): STORE OUTPUT local|workers.
 
-Local: each training strategy on one device and mirrored on two, and last with a large store, on one device and on two. All in
-one process, because to start one takes longer than to train. Writes weights, what moved, and bytes to OUTPUT, an .npz file.
+Local: each training strategy on one device and mirrored on two, in one process, because to start one takes longer than to train.
+Writes weights, what moved, the bytes of a checkpoint, and how many rows of the store are held in memory to OUTPUT, an .npz file.
 """
 
 from __future__ import annotations
@@ -13,36 +13,34 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from held_rows import held_rows
 
 ROWS, BATCH, MOVIES, VOCABULARY = 64, 16, 50, 40
 STRATEGIES = ("all_parameters", "extractor_only", "extractor_alone")
-LARGE_ROWS, LARGE_WIDTH = 80_000, 256  # 82 MB
 
 
-def main(folder: Path, output: Path, distribution: str) -> None:
+def main(store: Path, output: Path, distribution: str) -> None:
     result: dict[str, Any] = {}
     if distribution == "workers":
         scope = tf.distribute.MultiWorkerMirroredStrategy()  # first, before TensorFlow starts
-        trained = train(make_store(folder / f"store-{output.stem}"), "all_parameters", scope)
+        trained = train(store, "all_parameters", scope, output)
         result = {f"workers/all_parameters/{name}": value for name, value in trained.items()}
     else:
         devices = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(devices[0], [tf.config.LogicalDeviceConfiguration()] * 2)
         scopes = {"one": None, "mirrored": tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])}
-        store, large = make_store(folder / "store"), make_store(folder / "large", LARGE_ROWS, LARGE_WIDTH)
         for strategy in STRATEGIES:
             for name, scope in scopes.items():
-                for key, value in train(store, strategy, scope).items():
+                for key, value in train(store, strategy, scope, output).items():
                     result[f"{name}/{strategy}/{key}"] = value
-        result["table_bytes"] = np.array(large.vectors.nbytes)
-        for name, scope in scopes.items():
-            result |= {f"{name}/large/{key}": value for key, value in train(large, "extractor_alone", scope).items()}
+        result |= held_with_a_copy(store)
     np.savez(output, **result)
 
 
-def train(store: Any, strategy: str, scope: Any) -> dict[str, Any]:
+def train(path: Path, strategy: str, scope: Any, output: Path) -> dict[str, Any]:
     import kser_tf
 
+    store = kser_tf.KnowledgeStore.open(path, verify=False)
     tf.keras.backend.clear_session()  # so that names are counted from the start
     tf.keras.utils.set_random_seed(1)
     with contextlib.nullcontext() if scope is None else scope.scope():
@@ -56,16 +54,14 @@ def train(store: Any, strategy: str, scope: Any) -> dict[str, Any]:
         elif strategy == "extractor_alone":
             kser_tf.extractor_only(model, also=())
         model.compile(optimizer=tf.keras.optimizers.SGD(0.1))
-    before, private = [weight.numpy() for weight in model.weights], private_bytes()
+    before = [weight.numpy() for weight in model.weights]
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     model.fit(make_examples().with_options(options), epochs=2, verbose=0)
     result = {
         "replicas": np.array(1 if scope is None else scope.num_replicas_in_sync),
-        "grown_bytes": np.array(private_bytes() - private),
-        "checkpoint_bytes": np.array(
-            checkpoint_bytes(model, Path(store.path).parent / f"checkpoint-{Path(store.path).name}")
-        ),
+        "held_rows": np.array(held_rows()),
+        "checkpoint_bytes": np.array(checkpoint_bytes(model, output.with_suffix(".checkpoint"))),
     }
     for weight, old in zip(model.weights, before, strict=True):
         result[f"weight/{weight.name}"] = weight.numpy()
@@ -73,24 +69,18 @@ def train(store: Any, strategy: str, scope: Any) -> dict[str, Any]:
     return result
 
 
-def private_bytes() -> int:
-    """What of the memory is the process's own: without the mapped pages of a store, which the kernel can drop."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("Private_Dirty:")))
+def held_with_a_copy(path: Path) -> dict[str, Any]:
+    """What the count says of a copy of the table: that it sees one."""
+    from kser_tf import KnowledgeStore
+
+    before = held_rows()
+    copy = np.array(KnowledgeStore.open(path, verify=False).vectors)
+    return {"table_rows": np.array(len(copy)), "held_rows_of_a_copy": np.array(held_rows() - before)}
 
 
 def checkpoint_bytes(model: Any, folder: Path) -> int:
     path = Path(tf.train.Checkpoint(model=model).save(str(folder / "at")))
     return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-
-
-def make_store(path: Path, rows: int = MOVIES, width: int = 8) -> Any:
-    import kser_tf
-
-    chunks = np.random.default_rng(0).normal(size=(rows, 1, 1, width)).astype("float32")
-    ids = [f"m{i + 5}" for i in range(rows)]  # the first five films are unknown
-    mask = np.ones(chunks.shape[:3], bool)
-    return kser_tf.KnowledgeStore.write(path, ids, chunks, mask, fields=["story"], encoder="test", dtype="float32")
 
 
 def make_model():

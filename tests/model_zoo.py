@@ -140,6 +140,12 @@ class Case:
         returned = self.score((call or model)(self.inputs(tensors(features))))
         return np.asarray(returned)[:rows]
 
+    def traced(self, model: Any) -> Callable[[Any], Any]:
+        """The model as a graph, of batches of any size: traced once."""
+        example = self.inputs(tensors(raw_features(2)))
+        specs = tf.nest.map_structure(lambda value: tf.TensorSpec((None, *value.shape[1:]), value.dtype), example)
+        return tf.function(lambda inputs: model(inputs), input_signature=[specs])
+
     def compile(self, model: Any, optimizer: Any = None, **arguments: Any) -> None:
         optimizer = optimizer or tf.keras.optimizers.SGD(0.1)
         if not self.tfrs:

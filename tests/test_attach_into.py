@@ -12,6 +12,7 @@ from model_zoo import Case, Stores, cases, make_stores, raw_features, tensors
 import kser_tf
 
 BATCHES = (1, 7, 1024)
+XLA_BATCHES = (1, 1024)  # each is compiled
 
 
 def each(*names: str) -> Any:
@@ -34,18 +35,20 @@ def assert_same_weights(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarra
         np.testing.assert_array_equal(value, theirs[name], name)
 
 
-def scores(case: Case, model: Any, **options: Any) -> list[np.ndarray]:
-    """Of batches of all sizes: as the model is called, and traced."""
-    traced = tf.function(lambda inputs: model(inputs), **options)
-    calls = [traced] if options.get("jit_compile") else [model, traced]
+def scores(case: Case, model: Any, *, xla: bool = False) -> list[np.ndarray]:
+    """Of batches of all sizes: as the model is called and traced, or compiled."""
+    if xla:
+        compiled = tf.function(lambda inputs: model(inputs), jit_compile=True)
+        return [case.scores(model, raw_features(rows), compiled) for rows in XLA_BATCHES]
+    calls = model, case.traced(model)
     return [case.scores(model, raw_features(rows), call) for rows in BATCHES for call in calls]
 
 
 @each()
 def test_first_predictions_are_the_old_ones_to_the_last_bit(case: Case, stores: Stores) -> None:
     model = case.built()
-    before = scores(case, model, reduce_retracing=True)
-    after = scores(case, case.attached(stores, model), reduce_retracing=True)
+    before = scores(case, model)
+    after = scores(case, case.attached(stores, model))
     for ours, theirs in zip(after, before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -55,8 +58,8 @@ def test_first_predictions_with_xla(case: Case, stores: Stores) -> None:
     if not case.xla:
         pytest.skip(f"{case.name} looks up strings or hashes, which XLA cannot: TensorFlow ends the process")
     model = case.built()
-    before = scores(case, model, jit_compile=True)
-    after = scores(case, case.attached(stores, model), jit_compile=True)
+    before = scores(case, model, xla=True)
+    after = scores(case, case.attached(stores, model), xla=True)
     for ours, theirs in zip(after, before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

@@ -423,6 +423,7 @@ def model(request: pytest.FixtureRequest, store_path: Path) -> Any:
     return served_world.ranking_model(KnowledgeStore.open(store_path), request.param)
 
 
+@pytest.mark.usefixtures("check_in_process")
 def test_a_model_is_exported_and_passes_the_check(model: Any, tmp_path: Path) -> None:
     """With the signature that holds all of the backbone; test_signatures.py has the others."""
     rows = served_world.rows(32)
@@ -453,6 +454,25 @@ def test_extractor_only_leaves_the_core_as_it_was(name: str, store_path: Path) -
     assert not np.array_equal(output[0], model.output_layer.get_weights()[0])
     assert model.core.weights
     assert not model.core.trainable_weights
+
+
+def test_a_report_shows_the_names_that_people_know() -> None:
+    from kser_tf.models import backbones
+    from kser_tf.pipelines.report_figures import backbone_name
+
+    assert {name: backbone_name(name) for name in [*backbones.names(), "other"]} == {
+        "autoint": "AutoInt",
+        "dcn": "DCN",
+        "dcn_v2": "DCN-v2",
+        "deepfm": "DeepFM",
+        "dien": "DIEN",
+        "din": "DIN",
+        "dlrm": "DLRM",
+        "fibinet": "FiBiNET",
+        "fignn": "FiGNN",
+        "xdeepfm": "xDeepFM",
+        "other": "other",
+    }
 
 
 def test_the_configuration_for_comparing_backbones_has_them_all() -> None:

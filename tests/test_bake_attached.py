@@ -59,6 +59,7 @@ def table_rows(path: Path) -> dict[str, int]:
     return {name: description["baking"]["bytes"][f"table of {name}"] for name in description["baking"]["tables"]}
 
 
+@pytest.mark.usefixtures("check_in_process")
 @each
 def test_into_embeddings(case: zoo.Case, stores: zoo.Stores, tmp_path: Path) -> None:
     backbone = predicted(case.built(), rows := rows_of(case))
@@ -86,6 +87,7 @@ def test_into_embeddings(case: zoo.Case, stores: zoo.Stores, tmp_path: Path) -> 
     np.testing.assert_allclose(served.Served(unbaked.path)(**rows)["logit"], own, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("check_in_process")
 @each
 def test_at_the_output_and_both(case: zoo.Case, stores: zoo.Stores, tmp_path: Path) -> None:
     rows, feature = rows_of(case), "movie_id" if case.name == "functional_numbers" else "movie_title"

@@ -11,7 +11,6 @@ from page_reader import Reader
 
 from kser_tf import cli
 from kser_tf.errors import ConfigError, DataError, PathLockedError
-from kser_tf.models.config import RankingModelConfig
 from kser_tf.pipelines import encode, evaluate, train
 from kser_tf.pipelines.benchmark import benchmark
 from kser_tf.pipelines.benchmark_comparisons import Measured, compare, judge_goals, seconds_until, speeds

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ import tensorflow as tf
 import kser_tf
 import kser_tf.serving.check as check_module
 from kser_tf.errors import ExportError
-from kser_tf.serving import contract, native_loader, session_client
+from kser_tf.serving import contract
 from kser_tf.serving.check import CheckResult
 from kser_tf.serving.findings import Check
-from kser_tf.serving.native_loader import NativeResult
 
 KERAS_3 = not tf.keras.layers.Layer.__module__.startswith("tf_keras")
 VARIABLES = "variables/variables.data-00000-of-00001"
@@ -36,18 +34,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "1"))
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the loading done in this process, as it is by the fresh one: starting one takes seconds."""
-
-    def run(folder: Path) -> subprocess.CompletedProcess[str]:
-        session_client.main(folder)
-        return subprocess.CompletedProcess([], 0, "", "the log")
-
-    monkeypatch.setattr(check_module, "_run_client", run)
-    monkeypatch.setattr(native_loader, "run", lambda *_: NativeResult(not_run="asked elsewhere"))
 
 
 def save(path: Path, function: Callable[..., Any], *specs: tf.TensorSpec, **held: Any) -> Path:
@@ -140,14 +126,14 @@ class TestFiles:
         _, checks = result_of(exported.parent)
         assert checks["files"].detail.endswith(f"holds the versions 1. Check one of them: {exported}")
 
-    @pytest.mark.usefixtures("in_process")
+    @pytest.mark.usefixtures("check_in_process", "no_cpp_program")
     def test_a_graph_that_is_none(self, copy: Path) -> None:
         (copy / "saved_model.pb").write_bytes(b"nonsense")
         _, checks = result_of(copy)
         assert "saved_model.pb has 8 bytes, expected" in checks["files"].detail
         assert "the graph cannot be read: DecodeError" in checks["loads"].detail
 
-    @pytest.mark.usefixtures("in_process")
+    @pytest.mark.usefixtures("check_in_process", "no_cpp_program")
     @pytest.mark.parametrize("recorded", [True, False])
     def test_truncated_variables(self, copy: Path, recorded: bool) -> None:
         content = (copy / VARIABLES).read_bytes()
@@ -167,7 +153,7 @@ class TestFiles:
             in checks["loads"].detail
         )
 
-    @pytest.mark.usefixtures("in_process")
+    @pytest.mark.usefixtures("check_in_process", "no_cpp_program")
     def test_a_flipped_bit(self, copy: Path) -> None:
         content = bytearray((copy / VARIABLES).read_bytes())
         content[100] ^= 1
@@ -176,21 +162,21 @@ class TestFiles:
         assert f"{VARIABLES} is damaged or was changed" in checks["files"].detail
         assert "Checksum does not match" in checks["loads"].detail
 
-    @pytest.mark.usefixtures("in_process")
+    @pytest.mark.usefixtures("check_in_process", "no_cpp_program")
     def test_a_missing_file(self, copy: Path) -> None:
         (copy / "variables" / "variables.index").unlink()
         _, checks = result_of(copy)
         assert "variables/variables.index is missing" in checks["files"].detail
         assert checks["loads"].ok is False
 
-    @pytest.mark.usefixtures("in_process")
+    @pytest.mark.usefixtures("check_in_process", "no_cpp_program")
     def test_a_damaged_description_and_examples(self, copy: Path) -> None:
         (copy / contract.EXAMPLES_FILE).write_bytes(b"PK")
         assert "kser_tf_examples.npz has 2 bytes" in result_of(copy)[1]["files"].detail
         (copy / contract.DESCRIPTION_FILE).write_text("{")
         assert "kser_tf.json is damaged (JSONDecodeError" in result_of(copy)[1]["files"].detail
 
-    @pytest.mark.usefixtures("in_process")
+    @pytest.mark.usefixtures("check_in_process", "no_cpp_program")
     def test_a_folder_that_no_server_takes(self, copy: Path) -> None:
         renamed = copy.rename(copy.with_name("latest"))
         _, checks = result_of(renamed)
@@ -198,7 +184,7 @@ class TestFiles:
         assert checks["answers"].ok
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("check_in_process", "no_cpp_program")
 class TestMadeTheWrongWay:
     def wrong(self, path: Path, name: str, message: str, **arguments: Any) -> dict[str, Check]:
         result, checks = result_of(path, **arguments)
@@ -289,7 +275,7 @@ class TestMadeTheWrongWay:
         assert result_of(path, examples=ROWS, expected=expected, tolerance=3e-5)[1]["answers"].ok
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("check_in_process", "no_cpp_program")
 class TestAnswers:
     def test_large_logits_are_compared_relatively(self, tmp_path: Path) -> None:
         path = save(tmp_path / "1", lambda x: answered(x[:, 0] * 100), X)

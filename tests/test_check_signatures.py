@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +13,10 @@ import pytest
 import tensorflow as tf
 
 import kser_tf
-import kser_tf.serving.check as check_module
 from kser_tf.errors import ExportError, PathExistsError
 from kser_tf.serving import contract, native_loader, session_client, warmup
 from kser_tf.serving.findings import Check
 from kser_tf.serving.loaded_model import LoadedModel
-from kser_tf.serving.native_loader import NativeResult
 from kser_tf.serving.tf_examples import serialized_examples
 
 KERAS_3 = not tf.keras.layers.Layer.__module__.startswith("tf_keras")
@@ -36,16 +33,10 @@ ROWS = {
 
 
 @pytest.fixture(autouse=True)
-def in_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the loading done in this process, which has Keras, and no C++ program asked, but where it counts."""
-
-    def run(folder: Path) -> subprocess.CompletedProcess[str]:
-        session_client.main(folder)
-        return subprocess.CompletedProcess([], 0, "", "")
-
-    monkeypatch.setattr(check_module, "_run_client", run)
-    if "native" not in request.keywords.get("usefixtures", pytest.mark.usefixtures()).args:
-        monkeypatch.setattr(native_loader, "run", lambda *_: NativeResult(not_run="asked elsewhere"))
+def _where_it_counts(request: pytest.FixtureRequest, check_in_process: None) -> None:
+    """Has the loading done in this process, which has Keras, and no C++ program asked, but by tests with `native`."""
+    if "native" not in request.fixturenames:
+        request.getfixturevalue("no_cpp_program")
 
 
 @pytest.fixture
@@ -123,13 +114,19 @@ class TestSignatures:
         keep(path, "embeddings", {"item": ["ab", "abc"]}, {"vector": np.eye(30, dtype=np.float32)[[2, 3]]})
         result = kser_tf.check(path, examples=ROWS, expected={"logit": logit_of(**ROWS).numpy()})
         checks = {check.name: check for check in result.checks}
-        assert [name for name, check in checks.items() if check.ok is False] == ["without Keras"], result.text()
+        assert [name for name, check in checks.items() if check.ok is False] == [], result.text()
         assert "as the model's own, within 0.0e+00 (vector)" in checks["signature embeddings"].detail
         assert "2 rows give finite answers" in checks["signature embeddings"].detail
         assert "Predict and Classify take it" in checks["signature examples"].detail
         assert "as serving_default on the same rows, within" in checks["signature examples"].detail
         assert result.measurements["signatures"]["examples"]["largest_difference"]["scores"] < 1e-6
         assert set(result.measurements["signatures"]["embeddings"]["rows_per_second"]) == {"1", "7", "2"}
+
+    def test_keras_where_the_model_was_run_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(session_client, "_KERAS", ("keras",))
+        monkeypatch.setitem(sys.modules, "keras", tf.keras)
+        check = checks_of(save(tmp_path / "1", {}))["without Keras"]
+        assert (check.ok, check.detail) == (False, "keras was imported; TF Serving has none")
 
     def test_rows_of_text_and_lists_are_made_into_examples(self, tmp_path: Path) -> None:
         path = save(tmp_path / "1", {"examples": for_examples(lambda **features: answered(logit_of(**features)))})

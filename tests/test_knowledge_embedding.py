@@ -91,6 +91,7 @@ def test_wrong_arguments(stores: Stores, call: Any, message: str) -> None:
         call(KnowledgeEmbedding(stores.movies))
 
 
+@pytest.mark.usefixtures("check_in_process")
 @pytest.mark.parametrize("case", [case for case in cases() if case.name in ("tutorial_ranking", "functional")])
 def test_an_attached_model_is_exported_with_its_knowledge(case: Any, stores: Stores, tmp_path: Path) -> None:
     """`kser_tf.check` loads it as TF Serving does, and compares with the model's own answers."""

@@ -174,7 +174,7 @@ def test_a_ranking_models_extractor_has_its_own_rate_though_it_lies_in_the_embed
         "user knowledge": model.user_knowledge._likeness["past"]._output_kernel,
         "embedding": model.embedding._tables["place"].embeddings,
         "output": model.output_layer.kernel,
-        "core": model.core.trainable_weights[0],
+        "core": model.core.trainable_weights[-1],
     }
     before = {name: weight.numpy() for name, weight in weights.items()}
     model.fit(IndexedExamples(prepared, "train", stores).shuffled_batches(64, seed=1, epochs=1).take(1), verbose=0)

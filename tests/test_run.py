@@ -51,12 +51,13 @@ def config_file(tmp_path_factory):
                 "chunks_per_field": 2,
             }
         },
+        "serve": {"examples": 64},
         "train": {
             "backbones": ["din"],
             "variants": ["base", "extractor_only", "all_parameters", "placebo"],
             "seeds": [1, 2],
             "settings": {
-                "epochs": 2,
+                "epochs": 1,
                 "batch_size": 128,
                 "tensorboard": False,
                 "model": {"embedding_width": 4, "hidden_units": [8]},
@@ -110,6 +111,7 @@ def test_examples_show_the_text_that_was_weighed(work):
     assert all(re.search(r"Film|Meer|Verrat|Schuld|Nummer|Einstellungen", text) for text in texts)
 
 
+@pytest.mark.usefixtures("check_in_process")
 def test_a_second_run_does_nothing_anew(work, config_file, capsys):
     before = {path: path.stat().st_mtime_ns for path in work.rglob("job.json")}
     assert cli.main(["run", str(config_file), "--data", str(config_file.parent)]) == 0
@@ -119,6 +121,7 @@ def test_a_second_run_does_nothing_anew(work, config_file, capsys):
     assert "unchanged, skipped" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("check_in_process")
 def test_a_changed_setting_does_what_hangs_on_it_and_no_more(work, config_file):
     before = {path: path.stat().st_mtime_ns for path in work.rglob("job.json")}
     change = "train.by_variant={all_parameters: {learning_rate: 0.002}}"
@@ -138,7 +141,8 @@ def test_unknown_keys_are_refused_with_the_near_miss(config_file):
         load_run_config(config_file, data="x", overrides=["train.seed=[1]"])
 
 
-def test_a_model_that_is_not_trained_cannot_be_served(config_file, capsys):
-    arguments = ["run", str(config_file), "--data", str(config_file.parent), "--set", "serve.seed=7"]
-    assert cli.main(arguments) == cli.EXIT_ERROR
-    assert "`serve` names din/all_parameters/seed-7, which `train` does not train" in capsys.readouterr().err
+@pytest.mark.parametrize("choice", ["seed=7", "backbone=dcn_v2"])
+def test_a_model_that_is_not_trained_cannot_be_served(config_file, choice):
+    """Told before anything is trained."""
+    with pytest.raises(ConfigError, match=rf"`serve`.*{choice.split('=')[1]}"):
+        load_run_config(config_file, data="x", overrides=[f"serve.{choice}"])

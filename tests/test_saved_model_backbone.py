@@ -62,6 +62,7 @@ def test_it_answers_as_the_signature_and_has_no_weights(case: Case) -> None:
     np.testing.assert_array_equal(model(other), case.served())
 
 
+@pytest.mark.usefixtures("check_in_process")
 def test_attached_trained_exported_and_detached(case: Case, tmp_path: Path) -> None:
     path = tmp_path / "backbone" / "1"
     shutil.copytree(case.path, path)

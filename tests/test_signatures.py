@@ -118,6 +118,7 @@ def test_every_signature_in_every_form_answers_its_examples_as_the_model(
 
 
 @tfrs
+@pytest.mark.usefixtures("check_in_process")
 @pytest.mark.parametrize(("backbone", "bake"), [("din", "int8"), ("dcn_v2", None)])
 def test_check_takes_them_and_calls_every_signature(
     exported: Callable[[str, Any], Case], backbone: str, bake: Any

@@ -32,6 +32,13 @@ class Backbone(tf.keras.layers.Layer):
     # Whether knowledge may come in fields of any width: for backbones that put all flat fields side by side.
     any_width = False
 
+    title: str
+    """The name that people read. Defaults to the class's name."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.title = cls.__dict__.get("title", cls.__name__)
+
     def __init__(
         self, schema: DatasetSchema, *, hidden_units: Sequence[int] = (128, 64), dropout: float = 0.0, **kwargs: Any
     ) -> None:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kser_tf.errors import ConfigError, StoreError
 from kser_tf.layers import KnowledgeLookup
+from kser_tf.layers.drawn_by_batch import drawn_by_batch
 from kser_tf.layers.statistics_at_hand import StatisticsAtHand
 from kser_tf.layers.untracked import Untracked
 from kser_tf.models.adaptor import Adaptor
@@ -433,8 +434,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
 
     def _drawn(self, keys: Any) -> Any:
         """Which keys are taken for unknown: told by the batch, so that a run that is resumed draws the same."""
-        draws = tf.random.stateless_uniform(tf.shape(keys), seed=tf.stack([tf.reduce_sum(keys), tf.size(keys)]))
-        return draws < self.id_dropout
+        return drawn_by_batch(keys, keys, self.id_dropout)
 
     def _sample_offset(self, keys: Any) -> Any:
         """Where the sample of the histories begins: told by the batch, so that a run that is resumed draws the same."""

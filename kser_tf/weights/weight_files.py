@@ -5,6 +5,7 @@ Nothing in a file is executed: of a `.keras` file only the weights are read, of 
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import shutil
 import tempfile
@@ -93,7 +94,7 @@ def _own_weights(layer: Any) -> list[Any]:
     return [weight for weight in layer.weights if id(weight) not in below]
 
 
-class WeightFile:
+class WeightFile(abc.ABC):
     """Weights in a file.
 
     Args:
@@ -107,13 +108,13 @@ class WeightFile:
         self.path = path
         self.shapes = dict(shapes)
 
+    @abc.abstractmethod
     def read(self, name: str) -> np.ndarray:
         """Returns the value of a weight."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def places(self, model: Any, rename: Rename | None) -> dict[int, str]:
         """Returns for each of the model's weights that are in the file, by its `id`, its name there."""
-        raise NotImplementedError
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ class DCNv2(FieldBackbone):
     """
 
     any_width = True
+    title = "DCN-v2"
 
     def __init__(self, *args: Any, cross_layers: int = 3, projection_dim: int = 64, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -30,6 +30,8 @@ class XDeepFM(FieldBackbone):
           2018](https://arxiv.org/abs/1803.05170), equations 6 to 9
     """
 
+    title = "xDeepFM"
+
     def __init__(self, *args: Any, cin_units: Sequence[int] = (100, 100), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._cin = [tf.keras.layers.Dense(units, use_bias=False, name=f"cin_{i}") for i, units in enumerate(cin_units)]
