@@ -252,7 +252,7 @@ def train_config(config: RunConfig, stores: dict[str, str], backbone: str, varia
     )
 
 
-def _matrix(train: TrainMatrix) -> list[tuple[str, Variant, int]]:
+def _matrix(train: TrainMatrix) -> list[tuple[str, str, int]]:
     """All models in an order in which a base comes before what starts from it."""
     variants = bases_first(train.variants, {"extractor_only": "base"})
     return [(backbone, variant, seed) for backbone in train.backbones for seed in train.seeds for variant in variants]

@@ -108,6 +108,21 @@ def test_rates_of_the_parts(folder, base):
         config(folder, "no", rates={"embedding": 0.5})
 
 
+def test_the_rate_falls_along_a_cosine_to_0_at_the_last_step(folder, base, monkeypatch):
+    import tensorflow as tf
+
+    made = []
+    adam = tf.keras.optimizers.Adam
+    monkeypatch.setattr(tf.keras.optimizers, "Adam", lambda rate: made.append(adam(rate)) or made[-1])
+    result = train(config(folder, "cosine", epochs=3, patience=3, learning_rate=0.01, decay="cosine"))
+    (optimizer,) = made
+    steps = int(optimizer.iterations)
+    assert steps % 3 == 0
+    assert result["epochs"] == 3
+    rate = optimizer._learning_rate
+    assert [float(rate(at)) for at in (0, steps / 2, steps)] == pytest.approx([0.01, 0.005, 0.0], abs=1e-8)
+
+
 def test_the_same_configuration_is_not_trained_twice(folder, base):
     before = (base / "job.json").stat().st_mtime_ns
     train(config(folder, "base"))
@@ -119,10 +134,11 @@ def test_the_same_configuration_is_not_trained_twice(folder, base):
 def test_a_killed_run_goes_on_as_if_it_had_not_been(folder):
     """Killed with SIGKILL after its first epoch, started again: the same curve and the same weights, to the bit.
 
-    Also with what draws at random or remembers: dropped ids, sampled histories, rates of the parts.
+    Also with what draws at random or remembers: dropped ids, sampled histories, rates of the parts and their decay.
     """
     settings = {"strategy": "all_parameters", "stores": {"item": str(folder / "store")}, "epochs": 4}
-    settings |= {"history_sample": 2, "rates": {"extractor": 3.0}, "model": {"embedding_width": 4, "id_dropout": 0.3}}
+    settings |= {"history_sample": 2, "rates": {"extractor": 3.0}, "decay": "cosine"}
+    settings["model"] = {"embedding_width": 4, "id_dropout": 0.3, "user_knowledge_heads": 2}
     through = train(config(folder, "through", **settings))
 
     stopped = config(folder, "stopped", **settings)

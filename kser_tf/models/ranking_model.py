@@ -67,7 +67,9 @@ class RankingModel(tfrs.Model):
         extractors = {entity: self._adaptor(entity, backbone.any_width, options) for entity in lookups}
         self.user_knowledge = self._user_knowledge(lookups)
         item = schema.feature(schema.item_id).entity
-        profiles = {} if self.user_knowledge is None else {item: EntityProfiles(lookups[item], name=f"{item}_profiles")}
+        profiles = {}
+        if item is not None and self.user_knowledge is not None:
+            profiles[item] = EntityProfiles(lookups[item], name=f"{item}_profiles")
         self.indexer = FeatureIndexer(schema, lookups)
         self.embedding = FeatureEmbedding(
             schema,
