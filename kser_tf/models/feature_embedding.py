@@ -327,8 +327,9 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         sizes = [tf.size(key) for key in keys]
         distinct, places = tf.unique(tf.concat([tf.reshape(key, [-1]) for key in keys], 0))
         if vocabulary in self._baked.value:
-            width = self.embedded_width(self._entity_of[vocabulary] or "")
-            vectors = self._baked.value[vocabulary].gather(distinct, self.compute_dtype)[:, :width]
+            vectors = self._baked.value[vocabulary].gather(distinct, self.compute_dtype)
+            if self._entity_of[vocabulary] in self.entity_profiles:
+                vectors = vectors[:, : self.embedded_width(self._entity_of[vocabulary] or "")]
         elif entity is None:
             if training and self.id_dropout and any(feature.entity for feature in sharing):
                 distinct = tf.where((distinct >= FIRST_INDEX) & self._drawn(distinct), UNKNOWN_INDEX, distinct)
