@@ -19,6 +19,8 @@ from kser_tf.layer_paths import find_layer
 
 KERAS_2 = tf.keras.layers.Layer.__module__.startswith("tf_keras")
 layers = tf.keras.layers
+if not KERAS_2:
+    import keras_rs  # here, since importing it draws from the seed that a model is made with
 
 MOVIES = [f"Фильм {i} (199{i % 10})" for i in range(40)]
 USERS = [f"user-{i}" for i in range(25)]
@@ -474,8 +476,6 @@ def subclassed() -> Any:
 
 
 def keras_rs_model() -> Any:
-    import keras_rs
-
     class Ranker(tf.keras.Model):
         def __init__(self) -> None:
             super().__init__()
