@@ -12,7 +12,6 @@ from model_zoo import Case, Stores, cases, make_stores, raw_features, tensors
 import kser_tf
 
 BATCHES = (1, 7, 1024)
-XLA_BATCHES = (1, 1024)  # each is compiled
 
 
 def each(*names: str) -> Any:
@@ -39,7 +38,7 @@ def scores(case: Case, model: Any, *, xla: bool = False) -> list[np.ndarray]:
     """Of batches of all sizes: as the model is called and traced, or compiled."""
     if xla:
         compiled = tf.function(lambda inputs: model(inputs), jit_compile=True)
-        return [case.scores(model, raw_features(rows), compiled) for rows in XLA_BATCHES]
+        return [case.scores(model, raw_features(rows), compiled) for rows in BATCHES]
     calls = model, case.traced(model)
     return [case.scores(model, raw_features(rows), call) for rows in BATCHES for call in calls]
 

@@ -21,7 +21,6 @@ from kser_tf.layers import OutputCorrection
 pytestmark = pytest.mark.usefixtures("seed")
 
 BATCHES = (1, 7, 1024)
-XLA_BATCHES = (1, 1024)  # each is compiled
 # How each model of the zoo is attached to: features and stores, and what else must be said.
 WAYS: dict[str, tuple[Callable[[zoo.Stores], dict[Any, Any]], dict[str, Any]]] = {
     "tutorial_ranking": (lambda s: {"movie_title": s.movies, "user_name": s.users}, {"output_kind": "score"}),
@@ -95,7 +94,7 @@ def test_freshly_attached_predicts_what_the_backbone_did(case: zoo.Case, stores:
     def compiled() -> Any:
         return tf.function(lambda inputs: model(inputs), jit_compile=True) if xla else case.traced(model)
 
-    batches = [zoo.raw_features(rows) for rows in (XLA_BATCHES if xla else BATCHES)]
+    batches = [zoo.raw_features(rows) for rows in BATCHES]
     call = compiled()
     before = [case.scores(model, batch, call) for batch in batches]
     assert attached(case, stores, model) is model

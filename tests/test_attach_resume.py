@@ -31,7 +31,7 @@ def assert_equal(ours: Any, theirs: Any) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@each("tutorial_ranking", "listwise", "query_tower", "dlrm", "functional_numbers", "subclassed", "keras_rs")
+@each()
 def test_weights_are_loaded_into_a_freshly_attached_model(case: Case, stores: Stores, tmp_path: Path) -> None:
     one = new(case, stores)
     at_first = one.get_weights()
