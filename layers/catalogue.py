@@ -40,6 +40,18 @@ def require_shape(name: str, shape: tuple[int, int, int], store: Any) -> None:
         )
 
 
+def main_directions(scatter: np.ndarray, count: int) -> np.ndarray:
+    """Returns the directions in which vectors differ most, float64 `(width, count)`, the foremost first.
+
+    Args:
+        scatter: float64 `(width, width)`. The sum, or the mean, of the outer products of the centred vectors.
+        count: int. How many.
+    """
+    directions = np.linalg.eigh(scatter)[1][:, ::-1][:, :count]
+    # A direction may point either way: so that its largest number is positive, on every machine.
+    return directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
+
+
 def adapt_esf_net(esf_net: ESFNet, store: Any) -> np.ndarray:
     """Tells an ESFNet about a catalogue: its average chunk, and how its chunks' statistics are spread.
 

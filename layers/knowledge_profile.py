@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kser_tf.layers.catalogue import batches_of, require_shape
+from kser_tf.layers.catalogue import batches_of, main_directions, require_shape
 from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks
 
 
@@ -90,11 +90,8 @@ class KnowledgeProfile(ShapedLayer):
         center, scatter = total / max(count, 1), np.zeros((width, width))
         for means in _means(store):
             scatter += (means - center).T @ (means - center)
-        directions = np.linalg.eigh(scatter)[1][:, ::-1][:, : self.width_for(width)]
-        # An eigenvector's sign is anybody's choice: the same store is to give the same weights on every machine.
-        largest = directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])]
         self._center.assign(center)
-        self._directions.assign(directions * np.sign(largest))
+        self._directions.assign(main_directions(scatter, self.width_for(width)))
 
     def call(self, chunks: Any, mask: Any = None) -> Any:
         chunks, mask = checked_chunks(chunks, mask, self._shape, self.compute_dtype)

@@ -68,6 +68,14 @@ def in_turn(layers: Sequence[Any], inputs: Any) -> Any:
     return inputs
 
 
+def crossed(layers: Sequence[Any], first: Any) -> Any:
+    """Returns what the last of some cross layers makes: each takes `first` and what the one before it made."""
+    made = first
+    for layer in layers:
+        made = layer(first, made)
+    return made
+
+
 def masked_mean(sequence: Any, mask: Any) -> Any:
     """Returns the mean of `(batch, length, width)` over the places where `mask` is true; 0 where there is none."""
     present = tf.cast(mask, sequence.dtype)[..., None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from kser_tf.layers import KnowledgeLookup, KnowledgeProfile
@@ -30,6 +31,7 @@ class EntityProfiles(KnowledgeProfile):
         super().__init__(dims, **kwargs)
         self._lookup = lookup
         self._at_hand: Any = Untracked()
+        self._made_with: Any = Untracked()
 
     @property
     def width(self) -> int:
@@ -65,8 +67,9 @@ class EntityProfiles(KnowledgeProfile):
                 self._at_hand.value = tf.Variable(table, trainable=False)
         else:
             self._at_hand.value.assign(table)
+        self._made_with.value = self.get_weights()
 
     def refresh(self) -> None:
-        """Computes them anew if they have been put at hand."""
-        if self._at_hand.value is not None:
+        """Computes them anew if they have been put at hand with other weights than there are now."""
+        if self._at_hand.value is not None and not all(map(np.array_equal, self._made_with.value, self.get_weights())):
             self.remember()

@@ -23,6 +23,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
 
 from kser_tf.errors import DataError
+from kser_tf.model_parts import own_weights
 
 Rename = Callable[[str], str | None]
 
@@ -77,7 +78,7 @@ def model_weights(model: Any) -> list[ModelWeight]:
     """Returns all weights of a model, each once; metrics are none."""
     found: dict[int, ModelWeight] = {}
     for layer in _layers(model):
-        for variable in _own_weights(layer):
+        for variable in own_weights(layer):
             name = getattr(variable, "path", None) or variable.name.removesuffix(":0")
             found.setdefault(id(variable), ModelWeight(variable, name, layer))
     return list(found.values())
@@ -86,12 +87,6 @@ def model_weights(model: Any) -> list[ModelWeight]:
 def _layers(model: Any) -> list[Any]:
     layers = model._flatten_layers(include_self=True, recursive=True)
     return [layer for layer in layers if not isinstance(layer, tf.keras.metrics.Metric)]
-
-
-def _own_weights(layer: Any) -> list[Any]:
-    """The weights of a layer that are not those of a layer in it, in the order in which Keras saves them."""
-    below = {id(weight) for inner in layer._flatten_layers(include_self=False) for weight in inner.weights}
-    return [weight for weight in layer.weights if id(weight) not in below]
 
 
 class WeightFile(abc.ABC):
@@ -232,7 +227,7 @@ def _recording(model: Any, found: dict[int, str], datasets: Sequence[str]) -> It
 
         return record
 
-    layers = [(layer, variables) for layer in _layers(model) if (variables := _own_weights(layer))]
+    layers = [(layer, variables) for layer in _layers(model) if (variables := own_weights(layer))]
     try:
         for layer, variables in layers:
             object.__setattr__(layer, "load_own_variables", recorder(variables))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kser_tf.layers.catalogue import batches_of, require_shape
+from kser_tf.layers.catalogue import batches_of, main_directions, require_shape
 from kser_tf.models.adaptor import Adaptor, Placement, field_means, linear, where_known
 from kser_tf.models.config import RankingModelConfig
 
@@ -126,12 +126,8 @@ class MoE(Adaptor):
         if not count:
             return
         mean = total / count
-        _, axes = np.linalg.eigh(products / count - np.outer(mean, mean))
-        axes = axes[:, ::-1][:, :components]
-        # An axis may point either way: so that its largest number is positive.
-        axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(components)])
         self._center.assign(mean)
-        self._axes.assign(axes)
+        self._axes.assign(main_directions(products / count - np.outer(mean, mean), components))
 
     def begin_at_zero(self) -> None:
         """Sets the experts' maps to 0, and the gate to tell them apart in their place: see `Adaptor`."""

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from kser_tf.models.backbone import in_turn
+from kser_tf.models.backbone import crossed, in_turn
 from kser_tf.models.field_backbone import FieldBackbone
 
 
@@ -36,7 +36,4 @@ class DCNv2(FieldBackbone):
 
     def call(self, embeddings: Mapping[str, Any], masks: Mapping[str, Any], training: bool | None = None) -> Any:
         first = tf.concat(self.field_vectors(embeddings, masks), -1)
-        crossed = first
-        for layer in self._crosses:
-            crossed = layer(first, crossed)
-        return tf.concat([crossed, in_turn(self._deep, first)], -1)
+        return tf.concat([crossed(self._crosses, first), in_turn(self._deep, first)], -1)
