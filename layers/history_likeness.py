@@ -91,14 +91,15 @@ class HistoryLikeness(ShapedLayer):
         candidate = tf.stop_gradient(tf.cast(with_shape("candidate", candidate, (self._width,)), dtype))
         history = tf.stop_gradient(tf.cast(with_shape("history", history, (None, self._width)), dtype))
         feedback = tf.cast(with_shape("feedback", feedback, (None, self._feedback)), dtype)
-        cosine = tf.matmul(history, candidate[..., None])  # (batch, length, 1)
-        score = tf.linalg.matrix_transpose(cosine) * tf.cast(self._sharpness, dtype)[:, None]
-        seen = tf.concat([feedback, cosine], -1)
+        cosine = tf.linalg.matrix_transpose(tf.matmul(history, candidate[..., None]))  # (batch, 1, length)
+        score = cosine * tf.cast(self._sharpness, dtype)[:, None]
         if mask is not None:
             there = tf.cast(mask, tf.bool)
             # Half of what the dtype can hold, so that it can be added to a score.
             score += tf.where(there, tf.zeros((), dtype), tf.constant(tf.as_dtype(dtype).min / 2, dtype))[:, None]
-        found = tf.reshape(tf.matmul(tf.nn.softmax(score), seen), (-1, self.num_heads * (self._feedback + 1)))
+        attention = tf.nn.softmax(score)
+        found = tf.concat([tf.matmul(attention, feedback), tf.reduce_sum(attention * cosine, -1, keepdims=True)], -1)
+        found = tf.reshape(found, (-1, self.num_heads * (self._feedback + 1)))
         if mask is not None:
             found = tf.where(tf.reduce_any(there, -1, keepdims=True), found, tf.zeros_like(found))
         hidden = tf.nn.relu(tf.matmul(found, tf.cast(self._hidden_kernel, dtype)) + tf.cast(self._hidden_bias, dtype))

@@ -11,6 +11,7 @@ import tensorflow as tf
 from kser_tf.errors import ConfigError, StoreError
 from kser_tf.layers import KnowledgeLookup
 from kser_tf.layers.drawn_by_batch import drawn_by_batch
+from kser_tf.layers.gather_few import FEW_ROWS, gather_few
 from kser_tf.layers.statistics_at_hand import StatisticsAtHand
 from kser_tf.layers.untracked import Untracked
 from kser_tf.models.adaptor import Adaptor
@@ -321,6 +322,15 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self, vocabulary: str, sharing: list[Feature], features: Mapping[str, Any], training: bool
     ) -> dict[str, Any]:
         """Embeds all features of one vocabulary at once."""
+        table = self._tables[vocabulary]
+        if training and table.input_dim <= FEW_ROWS and not any(feature.entity for feature in sharing):
+            if not table.built:
+                table.build(None)
+            values = tf.cast(table.embeddings, self.compute_dtype)
+            return {
+                feature.name: self._in_place(feature, features, gather_few(values, features[feature.name]))
+                for feature in sharing
+            }
         entity = None if vocabulary in self._baked.value else self._entity_of[vocabulary]
         with_fields = self._entity_of[vocabulary] if self._entity_of[vocabulary] in self._fields else None
         keys = [self._keys(feature, entity, features) for feature in sharing]
@@ -349,15 +359,20 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         embedded = {}
         for feature, key, place in zip(sharing, keys, tf.split(places, tf.stack(sizes)), strict=True):
             vector = tf.reshape(tf.gather(vectors, place), tf.concat([tf.shape(key), [self.width]], 0))
-            if feature.kind == "multi":
-                present = tf.cast(features[feature.name] != MISSING_INDEX, vector.dtype)[..., None]
-                vector = tf.reduce_sum(vector * present, 1) / tf.maximum(tf.reduce_sum(present, 1), 1)
+            vector = self._in_place(feature, features, vector)
             if knowledge is not None and _has_fields(feature, with_fields):
                 embedded.update(self._embed_fields(feature, features, tf.gather(knowledge, place)))
             elif chunks_name(feature.name) in features:
                 vector = self._with_given_knowledge(feature, features, vector)
-            embedded[feature.name] = tf.ensure_shape(vector, _embedded_shape(feature, self.width))
+            embedded[feature.name] = vector
         return embedded
+
+    def _in_place(self, feature: Feature, features: Mapping[str, Any], vectors: Any) -> Any:
+        """What a feature's embedding is, of those of its values."""
+        if feature.kind == "multi":
+            present = tf.cast(features[feature.name] != MISSING_INDEX, vectors.dtype)[..., None]
+            vectors = tf.reduce_sum(vectors * present, 1) / tf.maximum(tf.reduce_sum(present, 1), 1)
+        return tf.ensure_shape(vectors, _embedded_shape(feature, self.width))
 
     def _embed_fields(self, feature: Feature, features: Mapping[str, Any], knowledge: Any) -> dict[str, Any]:
         """The further fields of a feature, from what is known of its entities, all fields side by side."""

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from kser_tf.layers import HistoryLikeness
+from kser_tf.layers.gather_few import FEW_ROWS, gather_few
 from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, DatasetSchema, Feature
 
 # Width of what stands for a value of a history's further features, such as a rating.
@@ -57,8 +58,13 @@ class UserKnowledge(tf.keras.layers.Layer):
         corrections = []
         for name, (items, *further) in self._groups.items():
             there = features[items.name] != MISSING_INDEX
-            # Times one: the gradient of a product is dense, and Adam would sort and add up a sparse one, which takes longer.
-            parts = [tf.gather(1.0 * self._feedback[feature.name], features[feature.name]) for feature in further]
+            parts = [self._of_values(feature, features) for feature in further]
             feedback = tf.concat(parts or [tf.cast(there, self.compute_dtype)[..., None]], -1)
             corrections.append(self._likeness[name](candidate, profiles[items.name], feedback, mask=there))
         return tf.add_n(corrections)
+
+    def _of_values(self, feature: Feature, features: Mapping[str, Any]) -> Any:
+        table = self._feedback[feature.name]
+        # Times one: the gradient of a product is dense, and Adam would sort and add up a sparse one, which takes longer.
+        gather = gather_few if table.shape[0] <= FEW_ROWS else lambda rows, indices: tf.gather(1.0 * rows, indices)
+        return gather(table, features[feature.name])
