@@ -310,3 +310,51 @@ def test_without_a_history_of_items_it_is_refused(prepared: Path, store: Knowled
         RankingModel(
             dataclasses.replace(schema, features=features), RankingModelConfig(user_knowledge_heads=2), {"item": store}
         )
+
+
+@pytest.mark.tfrs
+@pytest.mark.parametrize("backbone", ["din", "dcn_v2"])
+def test_the_backbone_sees_the_latest_places_and_the_likeness_all(
+    prepared: Path, store: KnowledgeStore, raw: Any, backbone: str
+) -> None:
+    """As if the older places were not there, but for what is known of the items in them."""
+    model = make_model(prepared, store, backbone=backbone, backbone_history=2)
+    base = make_model(prepared, None, backbone=backbone, backbone_history=2)
+    whole = make_model(prepared, None, backbone=backbone)
+    stir(model)
+    for other in (base, whole):
+        # All lengths have the same weights, so `copy_backbone` is gone round, which would refuse.
+        other.embedding.copy_tables(model.embedding)
+        other.core.set_weights(model.core.get_weights())
+        other.output_layer.set_weights(model.output_layer.get_weights())
+    recent = {
+        name: values if name not in ("past_item", "past_stars") else np.asarray(values)[:, :2]
+        for name, values in raw.items()
+    }
+    older = (np.asarray(raw["past_item"])[:, 2:] != b"").any(1)
+    assert older.any()
+    np.testing.assert_allclose(base.serve(raw)["logit"], whole.serve(recent)["logit"], rtol=1e-5, atol=1e-6)
+    difference = np.abs(model.serve(raw)["logit"] - model.serve(recent)["logit"])
+    assert (difference[older] > 1e-4).mean() > 0.5
+    assert not difference[~older].any()
+
+
+@pytest.mark.tfrs
+def test_a_long_history_is_served_as_trained(prepared: Path, store: KnowledgeStore, raw: Any, tmp_path: Path) -> None:
+    import kser_tf
+    from kser_tf.serving.loaded_model import LoadedModel
+
+    model = make_model(prepared, store, backbone_history=2)
+    stir(model)
+    exported = kser_tf.export(model, tmp_path / "served")
+    with LoadedModel(exported.path) as loaded:
+        served = loaded.run("serving_default", {name: np.asarray(values) for name, values in raw.items()})
+    np.testing.assert_allclose(served["logit"], model.serve(raw)["logit"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.tfrs
+def test_a_base_that_sees_another_history_is_refused(prepared: Path, store: KnowledgeStore) -> None:
+    with pytest.raises(ConfigError, match="the base was trained with backbone_history=2"):
+        make_model(prepared, store).copy_backbone(make_model(prepared, None, backbone_history=2))
+    with pytest.raises(ConfigError, match="backbone_history must be at least 1"):
+        make_model(prepared, None, backbone_history=0)

@@ -29,6 +29,9 @@ class RankingModelConfig:
         gate_sees: What ESFNet's gate sees: chunk, neighbours, catalogue, context.
         user_knowledge_heads: Heads that look for what in the user's history is like the candidate in what is known of it
             (`UserKnowledge`). 0: none.
+        backbone_history: How many places of a history the backbone sees, the most recent ones; `UserKnowledge` sees them all.
+            Ids are learned from what is recent; what is known of the items is there to be compared, however long ago it was,
+            at a small part of the cost. None: all.
         extractor_l2: Weight of the L2 penalty on the adaptor's kernels.
     """
 
@@ -49,4 +52,5 @@ class RankingModelConfig:
     top_k: int | None = None
     gate_sees: tuple[str, ...] = ("chunk", "neighbours", "catalogue", "context")
     user_knowledge_heads: int = 0
+    backbone_history: int | None = None
     extractor_l2: float = 0.0

@@ -25,7 +25,7 @@ from kser_tf.models.bakeable_entity import BakeableEntity  # noqa: E402
 from kser_tf.models.config import RankingModelConfig  # noqa: E402
 from kser_tf.models.entity_profiles import EntityProfiles  # noqa: E402
 from kser_tf.models.feature_embedding import FeatureEmbedding, chunks_name, mask_name  # noqa: E402
-from kser_tf.models.feature_indexer import FeatureIndexer  # noqa: E402
+from kser_tf.models.feature_indexer import FeatureIndexer, rows_name  # noqa: E402
 from kser_tf.models.user_knowledge import UserKnowledge  # noqa: E402
 
 
@@ -61,6 +61,10 @@ class RankingModel(tfrs.Model):
         super().__init__(**kwargs)
         self.schema = schema
         self.config = config or RankingModelConfig()
+        for_backbone = _with_histories_of(schema, self.config.backbone_history)
+        self._lengths = {
+            feature.name: feature.length for feature in for_backbone.features if feature.kind == "sequence"
+        }
         lookups = {entity: KnowledgeLookup(store, name=f"{entity}_lookup") for entity, store in (stores or {}).items()}
         backbone = backbones.get(self.config.backbone)
         options = adaptors.checked_options(self.config.adaptor, self.config.adaptor_options)
@@ -72,7 +76,7 @@ class RankingModel(tfrs.Model):
             profiles[item] = EntityProfiles(lookups[item], name=f"{item}_profiles")
         self.indexer = FeatureIndexer(schema, lookups)
         self.embedding = FeatureEmbedding(
-            schema,
+            for_backbone,
             self.config.embedding_width,
             lookups,
             extractors,
@@ -82,7 +86,7 @@ class RankingModel(tfrs.Model):
             name="embedding",
         )
         self.core = backbone(
-            dataclasses.replace(schema, features=(*schema.features, *self.embedding.knowledge_features())),
+            dataclasses.replace(for_backbone, features=(*for_backbone.features, *self.embedding.knowledge_features())),
             hidden_units=self.config.hidden_units,
             dropout=self.config.dropout,
             **backbones.checked_options(self.config.backbone, self.config.backbone_options),
@@ -166,7 +170,7 @@ class RankingModel(tfrs.Model):
                 "the base was trained on other features or vocabularies: prepare and train it anew on this data set."
             )
         ours, theirs = dataclasses.asdict(self.config), dataclasses.asdict(other.config)
-        for name in ("backbone", "backbone_options", "embedding_width", "hidden_units"):
+        for name in ("backbone", "backbone_options", "backbone_history", "embedding_width", "hidden_units"):
             # As JSON: a model read from its folder has lists where the one that was written may have had tuples.
             if json.dumps(ours[name], sort_keys=True) != json.dumps(theirs[name], sort_keys=True):
                 raise ConfigError(
@@ -185,10 +189,11 @@ class RankingModel(tfrs.Model):
         return self.embedding.extractors
 
     def call(self, features: Mapping[str, Any], training: bool | None = None) -> Any:
-        embeddings = self.embedding(features, training=training)
+        seen = self._seen_by_backbone(features)
+        embeddings = self.embedding(seen, training=training)
         masks = {}
         for group, members in self.schema.groups().items():
-            masks[group] = features[members[0].name] != MISSING_INDEX
+            masks[group] = seen[members[0].name] != MISSING_INDEX
         logit = self.output_layer(self.core(embeddings, masks, training=training))
         if self.user_knowledge is None:
             return logit
@@ -197,6 +202,13 @@ class RankingModel(tfrs.Model):
             for feature in self.user_knowledge.profiled_features()
         }
         return logit + tf.cast(self.user_knowledge(profiles, features), logit.dtype)
+
+    def _seen_by_backbone(self, features: Mapping[str, Any]) -> dict[str, Any]:
+        """The features, with no more of the histories than the backbone sees."""
+        if self.config.backbone_history is None:
+            return dict(features)
+        cut = {part: length for name, length in self._lengths.items() for part in (name, rows_name(name))}
+        return {name: value[:, : cut[name]] if name in cut else value for name, value in features.items()}
 
     def compute_loss(self, inputs: tuple[Mapping[str, Any], Any], training: bool = False) -> Any:
         features, labels = inputs
@@ -252,6 +264,21 @@ class RankingModel(tfrs.Model):
 
     def get_config(self) -> dict[str, Any]:
         return {"config": dataclasses.asdict(self.config)}
+
+
+def _with_histories_of(schema: DatasetSchema, length: int | None) -> DatasetSchema:
+    """The schema with sequence features of at most `length` places."""
+    if length is None:
+        return schema
+    if length < 1:
+        raise ConfigError(f"backbone_history must be at least 1, or None for all. Received: {length}")
+    features = (
+        dataclasses.replace(feature, length=min(length, feature.length or length))
+        if feature.kind == "sequence"
+        else feature
+        for feature in schema.features
+    )
+    return dataclasses.replace(schema, features=tuple(features))
 
 
 def _l2(weight: float) -> Any:
