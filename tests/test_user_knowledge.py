@@ -79,7 +79,9 @@ def test_likeness_as_the_formula_has_it(inputs: dict[str, np.ndarray]) -> None:
             cosines = given["history"][row, there] @ given["candidate"][row]
             attention = np.exp(sharpness * cosines)
             attention = attention / attention.sum() if there.any() else attention
-            seen.append((attention @ given["feedback"][row, there], attention @ cosines))
+            opinions = given["feedback"][row, there]
+            opinions = opinions - opinions.mean(0) if there.any() else opinions
+            seen.append((attention @ opinions, attention @ cosines))
         features = np.concatenate([[*opinion, cosine] for opinion, cosine in seen])
         hidden = np.maximum(features @ weights["hidden_kernel"] + weights["hidden_bias"], 0)
         expected = hidden @ weights["output_kernel"] if given["candidate"][row].any() else [0.0]
@@ -95,6 +97,14 @@ def test_what_stands_behind_the_mask_does_not_matter(inputs: dict[str, np.ndarra
     inputs["history"][~inputs["mask"]] = 7.0
     inputs["feedback"][~inputs["mask"]] = -3.0
     np.testing.assert_array_equal(layer(**inputs), expected)
+
+
+def test_what_the_user_thinks_in_general_is_no_matter_of_likeness(inputs: dict[str, np.ndarray]) -> None:
+    layer = HistoryLikeness(HEADS, UNITS)
+    layer(**inputs)
+    randomise(layer)
+    expected = layer(**inputs)
+    np.testing.assert_allclose(layer(**{**inputs, "feedback": inputs["feedback"] + 2.0}), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
