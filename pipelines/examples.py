@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from kser_tf.schema import LABEL, DatasetSchema, Feature
 
 INDEX_FOLDER = "indexed"
 _ROWS_AT_ONCE = 65536
+# Of a history of 100 and profiles of 32 numbers: 105 MB.
+_ROWS_COMPARED_AT_ONCE = 8192
 
 
 class IndexedExamples:
@@ -60,6 +62,27 @@ class IndexedExamples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def compare_histories(self, model: Any) -> None:
+        """Adds what `RankingModel.compare_histories` makes of each example, so that no epoch computes it again.
+
+        It is kept beside the indexed columns, for each store and each choice of what is compared. A model without user-side
+        knowledge needs nothing.
+        """
+        if model.user_knowledge is None:
+            return
+        key = model.comparison_fingerprint()[:16]
+        files = {name: self._folder / f"{name.replace('/', '.')}.{key}.npy" for name in model.user_knowledge.names}
+        if not all(path.is_file() for path in files.values()):
+            compare = tf.function(model.compare_histories, reduce_retracing=True)
+            rows = pq.read_metadata(self._table).num_rows
+            starts = range(0, rows, _ROWS_COMPARED_AT_ONCE)
+            batches = (
+                {name: tensor[start : start + _ROWS_COMPARED_AT_ONCE] for name, tensor in self.tensors.items()}
+                for start in starts
+            )
+            self._write_arrays(files, map(compare, batches))
+        self.tensors.update((name, mapped_tensor(np.load(path, mmap_mode="r"))) for name, path in files.items())
 
     def require_same_schema(self, schema: DatasetSchema) -> None:
         """Raises `DataError` unless a model of `schema` can read these examples."""
@@ -142,20 +165,24 @@ class IndexedExamples:
     def _write(self, files: dict[str, Path], features: Sequence[Feature], lookups: dict[str, KnowledgeLookup]) -> None:
         indexer = FeatureIndexer(self.schema, lookups)
         index = tf.function(lambda raw: indexer.index(raw, features), reduce_retracing=True)
+        self._write_arrays(files, map(index, raw_features(self._table, features, _ROWS_AT_ONCE)))
+
+    def _write_arrays(self, files: dict[str, Path], batches: Iterable[Mapping[str, Any]]) -> None:
+        """Writes features, batch by batch, each to its file; none is there before all are."""
         rows, start = pq.read_metadata(self._table).num_rows, 0
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._folder) as temporary:
             arrays: dict[str, np.memmap] = {}
-            for raw in raw_features(self._table, features, _ROWS_AT_ONCE):
-                for name, tensor in index(raw).items():
-                    if name not in files:
-                        continue
-                    values = tensor.numpy()
+            for batch in batches:
+                for name, path in files.items():
+                    values = batch[name].numpy()
                     if name not in arrays:
-                        path = os.path.join(temporary, files[name].name)
-                        arrays[name] = np.lib.format.open_memmap(path, "w+", values.dtype, (rows, *values.shape[1:]))
+                        whole = (rows, *values.shape[1:])
+                        arrays[name] = np.lib.format.open_memmap(
+                            os.path.join(temporary, path.name), "w+", values.dtype, whole
+                        )
                     arrays[name][start : start + len(values)] = values
-                start += len(next(iter(raw.values())))
+                start += len(values)
             for name, array in arrays.items():
                 array.flush()
                 os.replace(os.path.join(temporary, files[name].name), files[name])

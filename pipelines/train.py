@@ -144,6 +144,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         model = RankingModel(schema, config.model, stores)
         model.make_weights()
         model.adapt(stores)
+        for examples in (train_examples, validation_examples):
+            examples.compare_histories(model)
         if config.base is not None:
             model.copy_backbone(load_model(config.base))
         if config.one_of_history != 1:

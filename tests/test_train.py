@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(folder):
     """
     settings = {"strategy": "all_parameters", "stores": {"item": str(folder / "store")}, "epochs": 4}
     settings |= {"history_sample": 2, "rates": {"extractor": 3.0}, "decay": "cosine"}
-    settings["model"] = {"embedding_width": 4, "id_dropout": 0.3, "user_knowledge_heads": 2}
+    settings["model"] = {"embedding_width": 4, "id_dropout": 0.3, "user_knowledge": True}
     through = train(config(folder, "through", **settings))
 
     stopped = config(folder, "stopped", **settings)

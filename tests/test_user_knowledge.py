@@ -15,7 +15,8 @@ from kser_tf import KnowledgeStore
 from kser_tf.errors import ConfigError
 from kser_tf.layers import HistoryLikeness, KnowledgeProfile
 
-BATCH, LENGTH, WIDTH, FEEDBACK, HEADS, UNITS = 4, 5, 3, 2, 2, 6
+BATCH, LENGTH, WIDTH, FEEDBACK, UNITS = 4, 5, 3, 2, 6
+SHARPNESS = (7.0, 2.0)
 
 
 @pytest.fixture
@@ -41,12 +42,11 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def test_the_likeness_layer(inputs: dict[str, np.ndarray], tmp_path: Path) -> None:
     run_layer_test(
         HistoryLikeness,
-        {"num_heads": HEADS, "units": UNITS},
+        {"sharpness": list(SHARPNESS), "units": UNITS},
         inputs,
         output_shapes=[(1,)],
         weight_shapes=[
-            ("sharpness", (HEADS,)),
-            ("hidden_kernel", (HEADS * (FEEDBACK + 1), UNITS)),
+            ("hidden_kernel", (len(SHARPNESS) * (FEEDBACK + 1), UNITS)),
             ("hidden_bias", (UNITS,)),
             ("output_kernel", (UNITS, 1)),
         ],
@@ -67,7 +67,7 @@ def test_the_profile_layer(rng: np.random.Generator, tmp_path: Path) -> None:
 
 
 def test_likeness_as_the_formula_has_it(inputs: dict[str, np.ndarray]) -> None:
-    layer = HistoryLikeness(HEADS, UNITS)
+    layer = HistoryLikeness(SHARPNESS, UNITS)
     assert not layer(**inputs).numpy().any()  # starts at 0
     randomise(layer)
     weights = {weight.name.split("/")[-1].split(":")[0]: weight.numpy().astype("float64") for weight in layer.weights}
@@ -75,7 +75,7 @@ def test_likeness_as_the_formula_has_it(inputs: dict[str, np.ndarray]) -> None:
     for row, corrected in enumerate(layer(**inputs).numpy()):
         there = inputs["mask"][row]
         seen = []
-        for sharpness in weights["sharpness"]:
+        for sharpness in SHARPNESS:
             cosines = given["history"][row, there] @ given["candidate"][row]
             attention = np.exp(sharpness * cosines)
             attention = attention / attention.sum() if there.any() else attention
@@ -84,13 +84,14 @@ def test_likeness_as_the_formula_has_it(inputs: dict[str, np.ndarray]) -> None:
             seen.append((attention @ opinions, attention @ cosines))
         features = np.concatenate([[*opinion, cosine] for opinion, cosine in seen])
         hidden = np.maximum(features @ weights["hidden_kernel"] + weights["hidden_bias"], 0)
-        expected = hidden @ weights["output_kernel"] if given["candidate"][row].any() else [0.0]
+        compared = given["candidate"][row].any() and there.any()
+        expected = hidden @ weights["output_kernel"] if compared else [0.0]
         np.testing.assert_allclose(corrected, expected, rtol=1e-5, atol=1e-6)
     assert corrected == 0
 
 
 def test_what_stands_behind_the_mask_does_not_matter(inputs: dict[str, np.ndarray]) -> None:
-    layer = HistoryLikeness(HEADS, UNITS)
+    layer = HistoryLikeness(SHARPNESS, UNITS)
     layer(**inputs)
     randomise(layer)
     expected = layer(**inputs)
@@ -99,8 +100,18 @@ def test_what_stands_behind_the_mask_does_not_matter(inputs: dict[str, np.ndarra
     np.testing.assert_array_equal(layer(**inputs), expected)
 
 
+def test_without_feedback_the_likeness_alone_counts(inputs: dict[str, np.ndarray]) -> None:
+    nothing = {**inputs, "feedback": np.zeros((BATCH, LENGTH, 0), "float32")}
+    layer = HistoryLikeness(SHARPNESS, UNITS)
+    layer(**nothing)
+    randomise(layer)
+    whole = HistoryLikeness(SHARPNESS, UNITS).compare(**inputs).numpy().reshape(BATCH, len(SHARPNESS), FEEDBACK + 1)
+    np.testing.assert_array_equal(layer.compare(**nothing), whole[..., -1])
+    assert layer(**nothing).numpy()[:2].all()
+
+
 def test_what_the_user_thinks_in_general_is_no_matter_of_likeness(inputs: dict[str, np.ndarray]) -> None:
-    layer = HistoryLikeness(HEADS, UNITS)
+    layer = HistoryLikeness(SHARPNESS, UNITS)
     layer(**inputs)
     randomise(layer)
     expected = layer(**inputs)
@@ -111,7 +122,7 @@ def test_what_the_user_thinks_in_general_is_no_matter_of_likeness(inputs: dict[s
     ("name", "shape"), [("candidate", (BATCH, 4)), ("history", (BATCH, LENGTH, 4)), ("feedback", (BATCH, LENGTH))]
 )
 def test_wrong_shapes_are_refused(inputs: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> None:
-    layer = HistoryLikeness(HEADS, UNITS)
+    layer = HistoryLikeness(SHARPNESS, UNITS)
     layer(**inputs)
     with pytest.raises(ValueError, match=f"`{name}` must have shape"):
         layer(**{**inputs, name: np.zeros(shape, "float32")})
@@ -185,7 +196,7 @@ def make_model(prepared: Path, store: KnowledgeStore | None, **config: Any) -> A
     from kser_tf.schema import DatasetSchema
 
     stores = {} if store is None else {"item": store}
-    config = {"embedding_width": 4, "hidden_units": (8,), "user_knowledge_heads": 2, **config}
+    config = {"embedding_width": 4, "hidden_units": (8,), "user_knowledge": True, **config}
     model = RankingModel(DatasetSchema.load(prepared), RankingModelConfig(**config), stores)
     model.make_weights()
     model.adapt(stores)
@@ -213,18 +224,18 @@ def test_the_users_past_is_read_in_the_light_of_the_candidates_knowledge(
     prepared: Path, store: KnowledgeStore, raw: Any
 ) -> None:
     """The model's correction is that of the layer on profiles made by hand; without knowledge of the candidate, none."""
-    model, without = make_model(prepared, store), make_model(prepared, store, user_knowledge_heads=0)
+    model, without = make_model(prepared, store), make_model(prepared, store, user_knowledge=False)
     stir(model)
     without.copy_backbone(model)
     without.extractors["item"].set_weights(model.extractors["item"].get_weights())
     correction = model.serve(raw)["logit"] - without.serve(raw)["logit"]
     profile = model.embedding.entity_profiles["item"]
-    likeness, feedback = model.user_knowledge._likeness["past"], model.user_knowledge._feedback["past_stars"]
+    likeness = model.user_knowledge._likeness["past"]
     indexed = model.indexer(raw)
     candidate = profile(*store.lookup(ids_of(raw["item"])))
     history = tf.stack([profile(*store.lookup(ids_of(ids))) for ids in np.asarray(raw["past_item"])[:, :5]])
-    there = indexed["past_item"] != 0
-    expected = likeness(candidate, history, tf.gather(feedback, indexed["past_stars"]), mask=there)[:, 0]
+    stars = np.eye(likeness._feedback, dtype="float32")[np.asarray(indexed["past_stars"])]
+    expected = likeness(candidate, history, stars, mask=indexed["past_item"] != 0)[:, 0]
     np.testing.assert_allclose(correction, expected, rtol=1e-3, atol=1e-4)
     unknown = ids_of(raw["item"]) == world.WITHOUT_KNOWLEDGE
     assert unknown.any()
@@ -237,13 +248,29 @@ def ids_of(values: Any) -> np.ndarray:
 
 
 @pytest.mark.tfrs
-def test_what_is_at_hand_in_training_is_what_predictions_compute(
-    prepared: Path, store: KnowledgeStore, raw: Any
-) -> None:
-    model = make_model(prepared, store)
+def test_what_is_compared_ahead_is_what_the_model_compares(prepared: Path, store: KnowledgeStore, raw: Any) -> None:
+    """With the examples goes what the model would compute, of each store its own, and it is what the model then takes."""
+    from kser_tf.pipelines.examples import IndexedExamples
+
+    model, placebo = make_model(prepared, store), make_model(prepared, store.shuffled(3))
     stir(model)
-    indexed = model.indexer(raw)
-    np.testing.assert_allclose(model(indexed, training=True), model(indexed), rtol=1e-4, atol=1e-5)
+    placebo.set_weights(model.get_weights())
+    features = {}
+    for name, made in (("model", model), ("placebo", placebo), ("again", model)):
+        examples = IndexedExamples(prepared, "test", {"item": store})
+        examples.compare_histories(made)
+        features[name], _ = next(iter(examples.batches(64)))
+    compared = features["model"].pop("past/compared")
+    assert compared.shape == (64, model.user_knowledge._likeness["past"].compared_width(7))
+    np.testing.assert_array_equal(features["again"]["past/compared"], compared)
+    assert np.abs(features["placebo"]["past/compared"] - compared).max() > 0.01
+    expected = model(features["model"])
+    np.testing.assert_allclose(model({**features["model"], "past/compared": compared}), expected, rtol=1e-4, atol=1e-5)
+    moved = model({**features["model"], "past/compared": -compared})
+    assert np.abs(moved - expected).max() > 0.01
+    without = IndexedExamples(prepared, "test")
+    without.compare_histories(make_model(prepared, None))
+    assert "past/compared" not in without.tensors
 
 
 @pytest.mark.tfrs
@@ -268,7 +295,7 @@ def test_served_as_trained(
 @pytest.mark.tfrs
 def test_knowledge_that_comes_with_a_request_is_compared_too(prepared: Path, store: KnowledgeStore, raw: Any) -> None:
     """An item that the store does not hold, with another's chunks in the request, has the other's correction."""
-    model, without = make_model(prepared, store), make_model(prepared, store, user_knowledge_heads=0)
+    model, without = make_model(prepared, store), make_model(prepared, store, user_knowledge=False)
     stir(model)
     without.copy_backbone(model)
     without.extractors["item"].set_weights(model.extractors["item"].get_weights())
@@ -318,7 +345,7 @@ def test_without_a_history_of_items_it_is_refused(prepared: Path, store: Knowled
     features = tuple(feature for feature in schema.features if feature.kind != "sequence")
     with pytest.raises(ConfigError, match="no sequence feature is of the vocabulary of item"):
         RankingModel(
-            dataclasses.replace(schema, features=features), RankingModelConfig(user_knowledge_heads=2), {"item": store}
+            dataclasses.replace(schema, features=features), RankingModelConfig(user_knowledge=True), {"item": store}
         )
 
 

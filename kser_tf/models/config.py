@@ -27,8 +27,8 @@ class RankingModelConfig:
         gate: ESFNet's gate: sigmoid, softmax or top_k.
         top_k: Chunks kept by the gate top_k.
         gate_sees: What ESFNet's gate sees: chunk, neighbours, catalogue, context.
-        user_knowledge_heads: Heads that look for what in the user's history is like the candidate in what is known of it
-            (`UserKnowledge`). 0: none.
+        user_knowledge: Whether the logit is corrected by what the user thought of the items whose knowledge is like the
+            candidate's (`UserKnowledge`).
         backbone_history: How many places of a history the backbone sees, the most recent ones; `UserKnowledge` sees them all.
             Ids are learned from what is recent; what is known of the items is there to be compared, however long ago it was,
             at a small part of the cost. None: all.
@@ -46,11 +46,11 @@ class RankingModelConfig:
     id_dropout: float = 0.0
     hidden_units: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
-    num_heads: int = 2
+    num_heads: int = 1
     gate_units: int = 8
     gate: str = "sigmoid"
     top_k: int | None = None
     gate_sees: tuple[str, ...] = ("chunk", "neighbours", "catalogue", "context")
-    user_knowledge_heads: int = 0
+    user_knowledge: bool = False
     backbone_history: int | None = None
     extractor_l2: float = 0.0

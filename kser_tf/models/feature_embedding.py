@@ -156,7 +156,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
 
     def refresh_at_hand(self) -> None:
         """Computes anew what is kept for training, where weights were loaded with which it would be something else."""
-        for kept in (*self._statistics.value.values(), *self.entity_profiles.values()):
+        for kept in self._statistics.value.values():
             kept.refresh()
 
     def knowledge_features(self) -> list[Feature]:
@@ -212,13 +212,12 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             embedded.update(self._embed(vocabulary, sharing, features, bool(training)))
         return embedded
 
-    def profiles(self, feature: Feature, features: Mapping[str, Any], *, training: bool = False) -> Any:
+    def profiles(self, feature: Feature, features: Mapping[str, Any]) -> Any:
         """Returns the profiles of the entities that a feature names, `(batch, n)` or `(batch, length, n)`.
 
         Args:
             feature: A feature of an entity that has `entity_profiles`.
             features: As of the call. Knowledge that comes with a request takes the place of the store's here too.
-            training: bool. Whether what is kept at hand will do.
         """
         assert feature.vocabulary is not None
         assert feature.entity is not None
@@ -227,7 +226,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             table = self._baked.value[feature.vocabulary]
             found = table.gather(features[feature.name], self.compute_dtype)[..., -profiles.width :]
         else:
-            found = profiles.of_rows(features[rows_name(feature.name)], training=training)
+            found = profiles.of_rows(features[rows_name(feature.name)])
         if chunks_name(feature.name) in features:
             chunks, mask = features[chunks_name(feature.name)], features[mask_name(feature.name)]
             found = tf.where(tf.reduce_any(mask, [1, 2])[:, None], profiles(chunks, mask=mask), found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -69,11 +70,11 @@ class RankingModel(tfrs.Model):
         backbone = backbones.get(self.config.backbone)
         options = adaptors.checked_options(self.config.adaptor, self.config.adaptor_options)
         extractors = {entity: self._adaptor(entity, backbone.any_width, options) for entity in lookups}
-        self.user_knowledge = self._user_knowledge(lookups)
-        item = schema.feature(schema.item_id).entity
-        profiles = {}
-        if item is not None and self.user_knowledge is not None:
-            profiles[item] = EntityProfiles(lookups[item], name=f"{item}_profiles")
+        profiles = self._profiles(lookups)
+        self.user_knowledge = None
+        if profiles:
+            width = next(iter(profiles.values())).width
+            self.user_knowledge = UserKnowledge(schema, width, name="user_knowledge")
         self.indexer = FeatureIndexer(schema, lookups)
         self.embedding = FeatureEmbedding(
             for_backbone,
@@ -106,16 +107,18 @@ class RankingModel(tfrs.Model):
             name=f"{entity}_extractor",
         )
 
-    def _user_knowledge(self, lookups: Mapping[str, KnowledgeLookup]) -> UserKnowledge | None:
-        heads, schema = self.config.user_knowledge_heads, self.schema
-        if not heads or schema.feature(schema.item_id).entity not in lookups:
-            return None
+    def _profiles(self, lookups: Mapping[str, KnowledgeLookup]) -> dict[str, EntityProfiles]:
+        """The items' profiles, if their knowledge is to be compared."""
+        schema = self.schema
+        entity = schema.feature(schema.item_id).entity
+        if not self.config.user_knowledge or entity not in lookups:
+            return {}
         if not schema.attended_groups():
             raise ConfigError(
-                f"user_knowledge_heads={heads} compares the candidate with what the user did before, and no sequence feature "
-                f"is of the vocabulary of {schema.item_id}. Prepare one, or set user_knowledge_heads to 0."
+                f"user_knowledge compares the candidate with what the user did before, and no sequence feature is of the "
+                f"vocabulary of {schema.item_id}. Prepare one, or set user_knowledge to false."
             )
-        return UserKnowledge(schema, heads, name="user_knowledge")
+        return {entity: EntityProfiles(lookups[entity], name=f"{entity}_profiles")}
 
     def make_weights(self) -> None:
         """Makes all weights, by a call on a batch of one row without a single value."""
@@ -140,7 +143,6 @@ class RankingModel(tfrs.Model):
                 self.embedding.remember_statistics(entity, statistics)
         for entity, profiles in self.embedding.entity_profiles.items():
             profiles.adapt(stores[entity])
-            profiles.remember()
 
     def make_train_function(self, force: bool = False) -> Any:
         # Every `fit` begins here, and weights may have been loaded since the last one.
@@ -197,11 +199,33 @@ class RankingModel(tfrs.Model):
         logit = self.output_layer(self.core(embeddings, masks, training=training))
         if self.user_knowledge is None:
             return logit
+        compared = features
+        if not all(name in features for name in self.user_knowledge.names):
+            compared = self.compare_histories(features)
+        return logit + tf.cast(self.user_knowledge(compared), logit.dtype)
+
+    def compare_histories(self, features: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what `user_knowledge` is called with, of features as of the call: each `(batch, n)`, under its own name.
+
+        Features may hold it already, and it is then not computed again: it depends on the row and on the store, not on what
+        is trained, so training computes it once for all epochs.
+        """
+        assert self.user_knowledge is not None
         profiles = {
-            feature.name: self.embedding.profiles(feature, features, training=bool(training))
+            feature.name: self.embedding.profiles(feature, features)
             for feature in self.user_knowledge.profiled_features()
         }
-        return logit + tf.cast(self.user_knowledge(profiles, features), logit.dtype)
+        return self.user_knowledge.compare(profiles, features)
+
+    def comparison_fingerprint(self) -> str:
+        """Returns what tells one way of `compare_histories` from another, a SHA-256 in hexadecimal."""
+        assert self.user_knowledge is not None
+        told = hashlib.sha256(repr((self.user_knowledge.sharpness, self.compute_dtype)).encode())
+        for entity, profiles in self.embedding.entity_profiles.items():
+            told.update(self.embedding.lookups[entity].tables().fingerprint.encode())
+            for weight in profiles.get_weights():
+                told.update(weight.tobytes())
+        return told.hexdigest()
 
     def _seen_by_backbone(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """The features, with no more of the histories than the backbone sees."""

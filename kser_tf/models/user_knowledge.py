@@ -8,63 +8,92 @@ from typing import Any
 import tensorflow as tf
 
 from kser_tf.layers import HistoryLikeness
-from kser_tf.layers.gather_few import FEW_ROWS, gather_few
 from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, DatasetSchema, Feature
 
-# Width of what stands for a value of a history's further features, such as a rating.
-_FEEDBACK_WIDTH = 4
+# The most values of a history's further feature that are told apart: the most frequent ones. The others count as one.
+_MOST_VALUES = 32
+
+
+def compared_name(group: str) -> str:
+    """The name under which what was compared ahead goes beside the indexed features, for a group of sequence features."""
+    return f"{group}/compared"
 
 
 class UserKnowledge(tf.keras.layers.Layer):
     """Corrects the logit by what the user thought of the items whose knowledge is like the candidate's.
 
     For each group of sequence features that begins with items of the candidate's vocabulary there is a `HistoryLikeness`;
-    the group's further features (ratings, say) are the feedback, each value in a few learned numbers.
+    the group's further features (ratings, say) are the feedback, one number for each value, 1 where it stands.
 
     Args:
         schema: The prepared data set's columns.
-        num_heads: int. Of each `HistoryLikeness`.
+        profile_width: int. Of the profiles that are compared.
 
     Call arguments:
-        profiles: For the candidate and the first feature of each group what `FeatureEmbedding.profiles` returns.
-        features: What `FeatureIndexer` returns.
+        compared: What `compare` returns.
 
     Returns:
         The correction, `(batch, 1)`; 0 at the start, and always for candidates of which nothing is known.
     """
 
-    def __init__(self, schema: DatasetSchema, num_heads: int = 2, **kwargs: Any) -> None:
+    def __init__(self, schema: DatasetSchema, profile_width: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.schema = schema
+        self.profile_width = profile_width
         groups = schema.groups()
         self._groups = {name: groups[name] for name in schema.attended_groups()}
-        self._likeness = {name: HistoryLikeness(num_heads, name=f"{name}_likeness") for name in self._groups}
-        self._feedback = {
-            feature.name: self.add_weight(
-                name=f"{feature.name}_feedback",
-                shape=(FIRST_INDEX + len(schema.vocabularies[feature.vocabulary or ""]), _FEEDBACK_WIDTH),
-                initializer=tf.keras.initializers.RandomNormal(stddev=0.5),
-            )
+        self._likeness = {name: HistoryLikeness(name=f"{name}_likeness") for name in self._groups}
+        self._values = {
+            feature.name: min(_MOST_VALUES, FIRST_INDEX + len(schema.vocabularies[feature.vocabulary or ""]))
             for features in self._groups.values()
             for feature in features[1:]
         }
+
+    @property
+    def names(self) -> list[str]:
+        """The names of what is compared."""
+        return [compared_name(group) for group in self._groups]
+
+    @property
+    def sharpness(self) -> tuple[float, ...]:
+        """Of each `HistoryLikeness`."""
+        return next(iter(self._likeness.values())).sharpness
 
     def profiled_features(self) -> list[Feature]:
         """Returns the features whose entities' profiles are compared: the candidate, then each group's items."""
         return [self.schema.feature(self.schema.item_id), *(features[0] for features in self._groups.values())]
 
-    def call(self, profiles: Mapping[str, Any], features: Mapping[str, Any]) -> Any:
+    def compare(self, profiles: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns under `compared_name` of each group what `HistoryLikeness.compare` makes of it: no weight is in it.
+
+        Args:
+            profiles: For each of `profiled_features` what `FeatureEmbedding.profiles` returns.
+            features: What `FeatureIndexer` returns.
+        """
         candidate = profiles[self.schema.item_id]
-        corrections = []
+        compared = {}
         for name, (items, *further) in self._groups.items():
             there = features[items.name] != MISSING_INDEX
-            parts = [self._of_values(feature, features) for feature in further]
-            feedback = tf.concat(parts or [tf.cast(there, self.compute_dtype)[..., None]], -1)
-            corrections.append(self._likeness[name](candidate, profiles[items.name], feedback, mask=there))
-        return tf.add_n(corrections)
+            feedback = [self._feedback(feature, features) for feature in further]
+            # With a width of 0 where there is no feedback: then the likeness alone counts.
+            feedback.append(tf.zeros([*tf.unstack(tf.shape(there)), 0], self.compute_dtype))
+            compared[compared_name(name)] = self._likeness[name].compare(
+                candidate, profiles[items.name], tf.concat(feedback, -1), there
+            )
+        return compared
 
-    def _of_values(self, feature: Feature, features: Mapping[str, Any]) -> Any:
-        table = self._feedback[feature.name]
-        # Times one: the gradient of a product is dense, and Adam would sort and add up a sparse one, which takes longer.
-        gather = gather_few if table.shape[0] <= FEW_ROWS else lambda rows, indices: tf.gather(1.0 * rows, indices)
-        return gather(table, features[feature.name])
+    def _feedback(self, feature: Feature, features: Mapping[str, Any]) -> Any:
+        count = self._values[feature.name]
+        values = tf.minimum(features[feature.name], count - 1)
+        return tf.ensure_shape(tf.one_hot(values, count, dtype=self.compute_dtype), [None, None, count])
+
+    def build(self, input_shape: Any = None) -> None:
+        profile = self.profile_width
+        for name, (_, *further) in self._groups.items():
+            feedback = sum(self._values[feature.name] for feature in further)
+            with tf.name_scope(self._likeness[name].name):
+                self._likeness[name].build((None, profile), (None, None, profile), (None, None, feedback))
+        self.built = True
+
+    def call(self, compared: Mapping[str, Any]) -> Any:
+        return tf.add_n([likeness.correct(compared[compared_name(name)]) for name, likeness in self._likeness.items()])
