@@ -347,6 +347,10 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             vectors = self._embed_keys(vocabulary, entity, distinct, training, _candidates(sharing, sizes, places))
         else:
             vectors = self._embed_keys(vocabulary, entity, distinct, training)
+        if training:
+            # Times one: the gradient of a product is dense. The sparse one of the gathers below would be taken apart row by
+            # row where the candidates' vectors and the histories' were put together.
+            vectors = 1.0 * vectors
         knowledge = None
         if with_fields is not None:
             candidates = _candidates(sharing, sizes, places)
