@@ -19,6 +19,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
+import yaml
 from results import write_results
 
 from kser_tf import KnowledgeStore, all_parameters, extractor_only
@@ -28,6 +29,7 @@ from kser_tf.pipelines.examples import IndexedExamples
 from kser_tf.schema import DatasetSchema
 
 BASE = "base"
+CONFIG = Path(__file__).parents[1] / "configs" / "movielens-1m.yaml"
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1024, 8192])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows-a-round", type=int, default=65536)
-    parser.add_argument("--embedding-l2", type=float, default=2e-5)
+    parser.add_argument("--config", default=str(CONFIG), help="the run whose models these are")
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "training.json"))
     given = parser.parse_args()
 
@@ -94,14 +96,16 @@ def main() -> None:
 
 
 class Contestant:
-    """A model, compiled, and its endless examples."""
+    """A model as the run's configuration has it, compiled, and its endless examples."""
 
     def __init__(self, given, schema, backbone, batch_size, stores, strategy, *, cached=False, one_of=8) -> None:
         self.batch_size = batch_size
         tf.keras.utils.set_random_seed(1)
-        self.model = RankingModel(
-            schema, RankingModelConfig(backbone=backbone, embedding_l2=given.embedding_l2), stores or {}
-        )
+        settings = yaml.safe_load(Path(given.config).read_text())["train"]
+        options = dict(settings["settings"]["model"])
+        if one_of == 0:
+            options.update(settings["by_variant"]["extractor_only"]["model"])
+        self.model = RankingModel(schema, RankingModelConfig(backbone=backbone, **options), stores or {})
         self.model.make_weights()
         self.model.adapt(stores or {})
         if one_of != 1:
@@ -109,6 +113,7 @@ class Contestant:
         strategy(self.model)
         self.model.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
         examples = IndexedExamples(given.prepared, "train", stores)
+        examples.compare_histories(self.model)
         batches = examples.shuffled_batches(batch_size, seed=1, epochs=1000)
         if cached:
             batches = batches.skip(1).take(1).cache().repeat()
