@@ -179,8 +179,7 @@ def _add_benchmark(commands: Any) -> None:
     command.add_argument("--summary", action="store_true", help="only the summary, of the cells that are done")
 
     def execute(given: argparse.Namespace) -> int:
-        from kser_tf.pipelines.benchmark import benchmark
-        from kser_tf.pipelines.benchmark_config import BenchmarkConfig
+        from kser_tf.pipelines.benchmark import BenchmarkConfig, benchmark
         from kser_tf.pipelines.config import load_config
 
         config = load_config(BenchmarkConfig, given.config, data=given.data, work=given.work, overrides=given.set)

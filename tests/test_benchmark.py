@@ -13,9 +13,9 @@ from kser_tf import cli
 from kser_tf.errors import ConfigError, DataError, PathLockedError
 from kser_tf.pipelines import encode, evaluate, train
 from kser_tf.pipelines.benchmark import benchmark
-from kser_tf.pipelines.benchmark_comparisons import Measured, compare, judge_goals, seconds_until, speeds
-from kser_tf.pipelines.benchmark_config import BenchmarkConfig
-from kser_tf.pipelines.benchmark_matrix import BenchmarkMatrix, Cell
+from kser_tf.pipelines.benchmark.comparisons import Measured, compare, judge_goals, seconds_until, speeds
+from kser_tf.pipelines.benchmark.config import BenchmarkConfig
+from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell
 from kser_tf.pipelines.config import from_mapping
 from kser_tf.pipelines.evaluate import BOOTSTRAP_FILE, EvaluateConfig
 from kser_tf.pipelines.job import current_result, write_job

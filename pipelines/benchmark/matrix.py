@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kser_tf.errors import ConfigError
-from kser_tf.pipelines.benchmark_config import BenchmarkConfig, Part
+from kser_tf.pipelines.benchmark.config import BenchmarkConfig, Part
 from kser_tf.pipelines.config import from_mapping
 from kser_tf.pipelines.encode import EncodeConfig
 from kser_tf.pipelines.evaluate import EvaluateConfig

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from kser_tf.errors import PathLockedError
 from kser_tf.files import write_json
-from kser_tf.pipelines.benchmark_config import BenchmarkConfig
-from kser_tf.pipelines.benchmark_matrix import BenchmarkMatrix, Cell
-from kser_tf.pipelines.benchmark_page import text_of, write_summary
-from kser_tf.pipelines.benchmark_state import BenchmarkState
-from kser_tf.pipelines.benchmark_summary import build_summary
+from kser_tf.pipelines.benchmark.config import BenchmarkConfig
+from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell
+from kser_tf.pipelines.benchmark.page import text_of, write_summary
+from kser_tf.pipelines.benchmark.state import BenchmarkState
+from kser_tf.pipelines.benchmark.summary import build_summary
 from kser_tf.pipelines.config import from_mapping
 from kser_tf.pipelines.report import require_report_extra
 from kser_tf.pipelines.steps import Steps, forget_graphs, say
