@@ -41,6 +41,7 @@ VERBS = (
     Verb("encode", "kser_tf.pipelines.encode", "EncodeConfig"),
     Verb("train", "kser_tf.pipelines.train", "TrainConfig"),
     Verb("evaluate", "kser_tf.pipelines.evaluate", "EvaluateConfig"),
+    Verb("inspect", "kser_tf.pipelines.inspect", "InspectConfig"),
     Verb("export", "kser_tf.pipelines.export", "ExportConfig"),
     Verb("refresh", "kser_tf.pipelines.refresh", "RefreshConfig"),
 )
@@ -210,6 +211,7 @@ _HELP = {
     "encode": "from a table of texts to a knowledge store",
     "train": "train a ranking model, without knowledge or with it",
     "evaluate": "AUC, GAUC, log loss and calibration of a trained model",
+    "inspect": "a look inside a trained model: weights, feature spaces, where knowledge helps and hurts",
     "export": "write a trained model as a SavedModel for TF Serving",
     "refresh": "add new entities to a served model, as a new version, without training",
 }
