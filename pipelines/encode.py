@@ -20,6 +20,7 @@ from tqdm import tqdm
 from kser_tf.errors import ConfigError, FileError, PathLockedError, StoreError
 from kser_tf.files import (
     exclusive_lock,
+    move_up,
     new_directory,
     read_json,
     sha256_of_file,
@@ -188,9 +189,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
         with new_directory(output, overwrite=True) as folder:
             store = _write_store(folder / "store", config, passages, shards, projection, report["encoder_fingerprint"])
             description = store.describe()
-            for file in store.path.iterdir():
-                file.rename(folder / file.name)
-            store.path.rmdir()
+            move_up(store.path)
             result = {
                 "entities": len(passages.ids),
                 "fields": list(passages.fields),
@@ -280,9 +279,7 @@ def encode_further(store: str | Path, table: str, output: str | Path) -> dict[st
             new = old.extended(
                 folder / "store", _store_batches(passages, shards, projection), text_hash=passages.fingerprint
             )
-            for file in new.path.iterdir():
-                file.rename(folder / file.name)
-            new.path.rmdir()
+            move_up(new.path)
             if projection is not None:
                 write_array(folder / PROJECTION_FILE, projection.matrix)
             result = {"store": str(output), "entities": len(new), **counts, **report}

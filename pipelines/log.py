@@ -129,6 +129,8 @@ def interpret(source: Source) -> Log:
     if schema.timestamp is not None:
         times = to_times(table.column(schema.timestamp), table.place(schema.timestamp))
     columns: dict[str, Encoded | Numbers] = {schema.item_name: items}
+    if schema.user_id.entity is not None:
+        columns[schema.user_name] = users
     for side, side_table, ids, id_column, dtype in (
         (schema.items, source.items, items, schema.item_id.column, schema.item_id.dtype),
         (schema.users, source.users, users, schema.user_id.column, schema.user_id.dtype),

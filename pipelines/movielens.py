@@ -85,7 +85,7 @@ _TFDS_GENRES = {"Children": "Children's"}
 _AGE_BRACKETS = (1, 18, 25, 35, 45, 50, 56)
 
 
-MovieLensFeature = Literal["genres", "year", "gender", "age", "occupation", "history_rating"]
+MovieLensFeature = Literal["genres", "year", "gender", "age", "occupation", "history_rating", "user_id"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,8 @@ class MovieLensConfig:
         label: str. Which ratings are positives. Defaults to `"rating > 3"`.
         history_length: int. The most films of a history. Defaults to 20.
         min_count: int. Films seen less often in the training part get no place in the vocabulary. Defaults to 1.
-        features: The features beside the candidate and the history's films. Defaults to all of them.
+        features: The features beside the candidate and the history's films. Defaults to all but `user_id`, by which
+            knowledge about users (of the kind `user`) is looked up, and which has no embedding.
         most_genres: int. Of a film's genres so many are kept, the first ones. Defaults to 6, which is all.
     """
 
@@ -125,7 +126,7 @@ def movielens_schema(config: MovieLensConfig) -> LogSchema:
         return SideTable(features=chosen(*features)) if chosen(*features) else None
 
     return LogSchema(
-        user_id=UserId(column="user_id", dtype="int64"),
+        user_id=UserId(column="user_id", dtype="int64", entity="user" if "user_id" in config.features else None),
         item_id=ItemId(column="movie_id", dtype="int64", entity="movie", min_count=config.min_count),
         label=Label(rule=config.label),
         timestamp="timestamp",

@@ -85,7 +85,8 @@ class Division:
         order: The log in order of time.
         interactions: int64, one an interaction: how many its user has.
         training_rows: int64, one for each of the item column's values.
-        history_only_rows: int. Interactions that give no example.
+        gives_example: bool, one an interaction: whether it lies after the first interactions of its user, which give no
+            example. (That of a cold item is dropped from train and validation nevertheless.)
         dropped_cold_rows: int. Examples of cold items that were dropped from train and validation.
     """
 
@@ -94,12 +95,29 @@ class Division:
     order: TimeOrder
     interactions: np.ndarray
     training_rows: np.ndarray
-    history_only_rows: int
+    gives_example: np.ndarray
     dropped_cold_rows: int
 
     def rows(self, part: int) -> np.ndarray:
         """Returns the rows of the log that make up a part, in the log's order."""
         return np.flatnonzero(self.parts == part)
+
+    def history_only(self) -> np.ndarray:
+        """Returns the rows of the log, by user and in order of time, that lie before all examples of their users.
+
+        An interaction that gives no example but has the time of one is not among them: whoever knew it could have known the
+        example.
+        """
+        order, gives = self.order, self.gives_example[self.order.rows]
+        places = np.arange(len(gives))
+        # For each place in the order, where its user's first example stands; a user without one has no place to come to.
+        first = np.full(len(gives), len(gives), dtype=np.int64)
+        np.minimum.at(first, order.user_starts, np.where(gives, places, len(gives)))
+        first = first[order.user_starts]
+        has_example = first < len(gives)
+        ends = np.where(has_example, order.past_ends[np.minimum(first, len(gives) - 1)], 0)
+        found: np.ndarray = order.rows[places < ends]
+        return found
 
     def counts(self, part: int, labels: np.ndarray) -> dict[str, int]:
         """Returns the numbers of rows and of positives of a part."""
@@ -155,7 +173,7 @@ def divide(
         order=order,
         interactions=interactions,
         training_rows=np.bincount(items[parts == TRAIN], minlength=len(is_cold)),
-        history_only_rows=int((~examples).sum()),
+        gives_example=examples,
         dropped_cold_rows=int(dropped.sum()),
     )
 
