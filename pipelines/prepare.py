@@ -29,12 +29,14 @@ from kser_tf.pipelines.log import (
 from kser_tf.pipelines.log_schema import LogSchema
 from kser_tf.pipelines.log_tables import CsvFormat, Table, column_names, find_files, read_table
 from kser_tf.pipelines.movielens import (
+    ROWS_FILE,
     TFDS_NAME,
     MovieLensConfig,
     movielens_files,
     movielens_schema,
     read_movielens,
     read_tfds,
+    with_parts,
 )
 from kser_tf.pipelines.split import HistoryOnlyConfig, SplitConfig, divide
 from kser_tf.schema import HISTORY_ONLY_FILE, SPLITS
@@ -125,6 +127,8 @@ class PrepareConfig:
     def _check_movielens_keys(self) -> None:
         if isinstance(self.data, list):
             raise ConfigError(f"`data` is one folder for the source {self.source}. Received: {self.data}")
+        if self.source == "tfds" and self.split.column is not None:
+            raise ConfigError("tensorflow-datasets has no column that names parts. Split by user or by time.")
         for key in ("items", "users", "schema"):
             if getattr(self, key) is not None:
                 raise ConfigError(
@@ -218,7 +222,10 @@ def prepare_inputs(config: PrepareConfig) -> dict[str, str]:
     if config.source == "tfds":
         return {"data": TFDS_NAME}
     if config.source == "movielens":
-        return {"data": _fingerprint(list(movielens_files(str(config.data))))}
+        files = list(movielens_files(str(config.data)))
+        if config.split.column is not None and (rows := Path(str(config.data)) / ROWS_FILE).is_file():
+            files.append(rows)
+        return {"data": _fingerprint(files)}
     paths = {"data": config.data, "items": config.items, "users": config.users}
     return {key: _fingerprint(find_files(path)) for key, path in paths.items() if path is not None}
 
@@ -234,6 +241,8 @@ def read_source(config: PrepareConfig) -> Source:
         source = _read_log(config)
     elif config.source == "movielens":
         source = read_movielens(str(config.data), config.movielens or MovieLensConfig())
+        if config.split.column is not None:
+            source = with_parts(source, str(config.data), config.split.column)
     else:
         source = read_tfds(config.data if isinstance(config.data, str) else None, config.movielens or MovieLensConfig())
     if config.max_rows is not None:

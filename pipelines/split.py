@@ -32,7 +32,9 @@ class SplitConfig:
             `"column"` (the log says so itself). Defaults to `"user"`.
         fractions: Of the users, or of the examples in order of time: train, validation, test; they sum to 1. Defaults
             to 0.8, 0.1, 0.1.
-        column: str. For `"column"`: the log's column with the values train, validation and test.
+        column: str. For `"column"`: the log's column with the values train, validation and test, or none for what gives no
+            example (of MovieLens: a column of `rows.parquet` beside the ratings, one row each). Where it names no validation
+            rows, the test rows of some users become those, a share of them by `fractions`.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -156,6 +158,8 @@ def divide(
     _check_labels(log.labels[examples], f"{name}: the {'examples' if history_only.fraction else 'log'}")
     if named_parts is not None:
         parts = np.where(examples, named_parts, NO_PART)
+        if not (parts == VALIDATION).any():
+            parts = take_validation_from_test(users, parts, split.fractions, seed)
     elif split.by == "user":
         parts = split_by_user(users, examples, split.fractions, seed)
     else:
@@ -219,6 +223,28 @@ def split_by_user(
     part_of_user = np.full(int(users.max()) + 1, NO_PART, dtype=np.int8)
     part_of_user[dealt] = np.repeat([TRAIN, VALIDATION, TEST], [train, validation, test])
     return np.where(examples, part_of_user[users], NO_PART)
+
+
+def take_validation_from_test(
+    users: np.ndarray, parts: np.ndarray, fractions: tuple[float, float, float], seed: int
+) -> np.ndarray:
+    """Makes the test rows of some users validation rows: they are as clean as the others, which training rows need not be.
+
+    Args:
+        users: int, one an interaction, as of `split_by_user`.
+        parts: int8, one an interaction.
+        fractions: Of the users with test rows as many are taken as validation has of validation and test.
+        seed: int.
+
+    Returns:
+        The parts.
+    """
+    dealt = _drawn(users, users[parts == TEST], seed, _USER_STREAM)
+    if len(dealt) < 2:
+        return parts
+    count = round(len(dealt) * fractions[VALIDATION] / (fractions[VALIDATION] + fractions[TEST]))
+    taken = np.isin(users, dealt[: min(max(1, count), len(dealt) - 1)])
+    return np.where((parts == TEST) & taken, VALIDATION, parts)
 
 
 def split_by_time(times: np.ndarray | None, examples: np.ndarray, fractions: tuple[float, float, float]) -> np.ndarray:
