@@ -14,6 +14,7 @@ import pandas as pd
 from kser_tf.errors import DataError
 from kser_tf.files import move_up, new_directory, sha256_of_json
 from kser_tf.knowledge_store import KnowledgeStore
+from kser_tf.pipelines.chunk_means import chunk_means
 from kser_tf.pipelines.config import STRICT_KEYS
 from kser_tf.pipelines.job import current_result, fingerprint_of, refuse_foreign_folder, write_job
 from kser_tf.schema import HISTORY_ONLY_FILE, ITEM_IS_COLD, LABEL, DatasetSchema
@@ -129,8 +130,7 @@ def _vectors_of_items(store: KnowledgeStore, ids: np.ndarray, *, centred: bool) 
         block = np.arange(start, min(start + _BATCH, len(store)))
         chunks, mask = store.lookup(store.ids[block])
         there = mask.any((1, 2))
-        weights = mask[..., None].astype(np.float64)
-        means = (chunks * weights).sum((1, 2)) / np.maximum(weights.sum((1, 2)), 1)
+        means = chunk_means(chunks, mask)
         total, count = total + means[there].sum(0), count + int(there.sum())
         wanted = (needed >= start) & (needed < start + len(block))
         vectors[wanted], known[wanted] = means[needed[wanted] - start], there[needed[wanted] - start]
@@ -154,7 +154,7 @@ def _pooled(
         sums = np.zeros((min(_BATCH, len(ids) - start), len(FIELDS), items.shape[1]))
         np.add.at(sums, (numbers[of_batch] - start, np.where(labels[of_batch] == 1, 0, 1)), items[codes[of_batch]])
         lengths = np.linalg.norm(sums, axis=-1, keepdims=True)
-        mask = lengths > _NO_LENGTH
+        mask: np.ndarray = lengths > _NO_LENGTH
         chunks = np.where(mask, sums / np.where(mask, lengths, 1), 0).astype(np.float32)
         there = mask.any((1, 2))
         batch = ids[start : start + len(sums)]

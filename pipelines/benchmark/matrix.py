@@ -58,16 +58,16 @@ class BenchmarkMatrix:
         self.config = config
         self._preparations = {split: self._preparation(split) for split in config.splits}
         self._encodings = {text: self._encodings_of(text) for text in config.texts}
-        self._poolings = {
-            (split, text): self._pooling(split, text)
-            for split, setting in config.splits.items()
-            for text in config.texts
-            if setting.pool is not None
-        }
         self.settings = {variant: self._settings_to_try(variant) for variant in config.variants}
         measured = dict.fromkeys(cell for part in config.parts.values() for cell in self.cells_of(part))
         self._check_neighbours(measured)
         self.cells = list(dict.fromkeys(one for cell in measured for one in (*self.needs(cell), cell)))
+        known = {(cell.split, text) for cell in self.cells if (text := config.text(cell.variant)) is not None}
+        self._poolings = {
+            (split, text): self._pooling(split, text)
+            for split, text in sorted(known)
+            if config.splits[split].pool is not None
+        }
         self._check_keys()
 
     def cells_of(self, part: Part) -> list[Cell]:

@@ -16,6 +16,7 @@ from kser_tf.errors import ConfigError, DataError, KserError
 from kser_tf.files import new_directory
 from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.metrics import TAIL_TRAINING_ROWS, slice_rows
+from kser_tf.pipelines.chunk_means import chunk_means
 from kser_tf.pipelines.config import STRICT_KEYS
 from kser_tf.pipelines.inspect import gains, spaces, weights
 from kser_tf.pipelines.inspect.page import write_page
@@ -241,9 +242,10 @@ def _spaces(
     """How far the feature spaces of the items agree; `None` where nothing is known of items."""
     import tensorflow as tf
 
-    if items.item.entity not in stores:
+    entity, schema = items.item.entity, items.schema
+    if entity is None or entity not in stores:
         return None
-    store, entity, schema = stores[items.item.entity], items.item.entity, items.schema
+    store = stores[entity]
     ids = items.all_ids()
     chunks, mask = store.lookup(ids)
     ids, chunks, mask = ids[known := mask.any((1, 2))], chunks[known], mask[known]
@@ -252,7 +254,7 @@ def _spaces(
     training_rows = items.training_rows_of(ids)
     tensor = tf.convert_to_tensor(ids)
     of_model = _described(next(table for table in model.bakeable_tables() if table.name == entity), tensor)
-    found: dict[str, spaces.Space] = {"text": spaces.VectorSpace(spaces.mean_vectors(chunks, mask))}
+    found: dict[str, spaces.Space] = {"text": spaces.VectorSpace(chunk_means(chunks, mask))}
     if base is not None:
         vocabulary = str(items.item.vocabulary)
         indices = base.indexer.indices(vocabulary, tensor)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 # Items compared with all others at once: with 5,000 of those a block of similarities is 40 MB.
-_ROWS_AT_ONCE = 1024 * 2
+_ROWS_AT_ONCE = 2048
 # Users whose ratings are multiplied at once.
-_USERS_AT_ONCE = 1024 * 2
+_USERS_AT_ONCE = 2048
 # Vectors shorter than this point nowhere: an extractor that begins at zero has added nothing to them.
 _NO_LENGTH = 1e-12
 
@@ -147,10 +147,3 @@ def chosen_items(count: int, most: int, seed: int) -> np.ndarray:
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
-
-
-def mean_vectors(chunks: Sequence[np.ndarray] | np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Returns the mean of each entity's chunks, float32 `(n, width)`; 0 where there is none."""
-    weights = np.asarray(mask, np.float32)[..., None]
-    total = (np.asarray(chunks, np.float32) * weights).sum((1, 2))
-    return total / np.maximum(weights.sum((1, 2)), 1)
