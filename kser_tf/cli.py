@@ -39,8 +39,10 @@ VERBS = (
     Verb("simulate", "kser_tf.pipelines.simulate", "SimulateConfig"),
     Verb("prepare", "kser_tf.pipelines.prepare", "PrepareConfig"),
     Verb("encode", "kser_tf.pipelines.encode", "EncodeConfig"),
+    Verb("pool", "kser_tf.pipelines.pool", "PoolConfig"),
     Verb("train", "kser_tf.pipelines.train", "TrainConfig"),
     Verb("evaluate", "kser_tf.pipelines.evaluate", "EvaluateConfig"),
+    Verb("inspect", "kser_tf.pipelines.inspect", "InspectConfig"),
     Verb("export", "kser_tf.pipelines.export", "ExportConfig"),
     Verb("refresh", "kser_tf.pipelines.refresh", "RefreshConfig"),
 )
@@ -179,8 +181,7 @@ def _add_benchmark(commands: Any) -> None:
     command.add_argument("--summary", action="store_true", help="only the summary, of the cells that are done")
 
     def execute(given: argparse.Namespace) -> int:
-        from kser_tf.pipelines.benchmark import benchmark
-        from kser_tf.pipelines.benchmark_config import BenchmarkConfig
+        from kser_tf.pipelines.benchmark import BenchmarkConfig, benchmark
         from kser_tf.pipelines.config import load_config
 
         config = load_config(BenchmarkConfig, given.config, data=given.data, work=given.work, overrides=given.set)
@@ -209,8 +210,10 @@ _HELP = {
     "simulate": "write the demo's films, texts and simulated clicks",
     "prepare": "from a log of interactions to examples for training, validation and test",
     "encode": "from a table of texts to a knowledge store",
+    "pool": "from knowledge about items to knowledge about users, by what they liked at first",
     "train": "train a ranking model, without knowledge or with it",
     "evaluate": "AUC, GAUC, log loss and calibration of a trained model",
+    "inspect": "a look inside a trained model: weights, feature spaces, where knowledge helps and hurts",
     "export": "write a trained model as a SavedModel for TF Serving",
     "refresh": "add new entities to a served model, as a new version, without training",
 }

@@ -139,6 +139,13 @@ def new_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def move_up(folder: Path) -> None:
+    """Moves all that is in a folder beside it, and removes the folder."""
+    for entry in folder.iterdir():
+        entry.rename(folder.parent / entry.name)
+    folder.rmdir()
+
+
 @contextlib.contextmanager
 def exclusive_lock(path: str | Path, *, resource: str | Path | None = None) -> Iterator[None]:
     """Holds an advisory lock on the file `path` for the block; released even if the process dies.

@@ -13,6 +13,8 @@ from kser_tf.files import read_json, sha256_of_json, write_json
 FORMAT_VERSION = 1
 SCHEMA_FILE = "dataset.json"
 VOCABULARY_FOLDER = "vocabularies"
+# What users did before all their examples; no model is given its rows.
+HISTORY_ONLY_FILE = "history_only.parquet"
 SPLITS = ("train", "validation", "test")
 
 # Columns of a prepared table beside the features; they describe a row and are never given to a model.

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from kser_tf.errors import ConfigError, FileError, StoreError
+from kser_tf.errors import ConfigError, FileError, PathLockedError, StoreError
 from kser_tf.files import (
     exclusive_lock,
+    move_up,
     new_directory,
     read_json,
     sha256_of_file,
@@ -169,13 +170,17 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
     started = time.monotonic()
     output = Path(config.output).absolute()
     inputs = encode_inputs(config)
+    partial = output.with_name(f"{output.name}.partial")
     # A second name beside the lock that is held while the store is moved into place.
-    with exclusive_lock(output.with_name(f".{output.name}.encode.lock"), resource=output):
-        partial = output.with_name(f"{output.name}.partial")
-        done = current_result(output, job="encode", config=config, inputs=inputs)
-        if done is not None and _is_whole(output, done):
-            _log.info("%s is complete, and nothing that it depends on has changed", output)
-            _remove_shards(partial)  # the job may have been killed before it did so itself
+    lock = functools.partial(exclusive_lock, output.with_name(f".{output.name}.encode.lock"), resource=output)
+    # Before the lock: several runs may ask for one store at the same moment, and none of them has anything to write.
+    if (done := _what_is_done(output, config, inputs)) is not None:
+        if _has_shards(partial):  # the job was killed before it removed them itself, or is just about to
+            with suppress(PathLockedError), lock():
+                _remove_shards(partial)
+        return done
+    with lock():
+        if (done := _what_is_done(output, config, inputs)) is not None:  # another process has just done it
             return done
         refuse_foreign_folder(output, job="encode")
         passages = read_passages(config)
@@ -184,9 +189,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
         with new_directory(output, overwrite=True) as folder:
             store = _write_store(folder / "store", config, passages, shards, projection, report["encoder_fingerprint"])
             description = store.describe()
-            for file in store.path.iterdir():
-                file.rename(folder / file.name)
-            store.path.rmdir()
+            move_up(store.path)
             result = {
                 "entities": len(passages.ids),
                 "fields": list(passages.fields),
@@ -276,9 +279,7 @@ def encode_further(store: str | Path, table: str, output: str | Path) -> dict[st
             new = old.extended(
                 folder / "store", _store_batches(passages, shards, projection), text_hash=passages.fingerprint
             )
-            for file in new.path.iterdir():
-                file.rename(folder / file.name)
-            new.path.rmdir()
+            move_up(new.path)
             if projection is not None:
                 write_array(folder / PROJECTION_FILE, projection.matrix)
             result = {"store": str(output), "entities": len(new), **counts, **report}
@@ -466,8 +467,12 @@ def _begin_or_continue(folder: Path, plan: dict[str, Any]) -> None:
     write_json(folder / _PLAN_FILE, plan)
 
 
+def _has_shards(folder: Path) -> bool:
+    return (folder / _PLAN_FILE).is_file()
+
+
 def _remove_shards(folder: Path) -> None:
-    if (folder / _PLAN_FILE).is_file():
+    if _has_shards(folder):
         shutil.rmtree(folder)
 
 
@@ -532,6 +537,15 @@ def _store_batches(
         # Where the encoder makes nothing of a text (a static model, of unknown words alone) there is no chunk.
         mask = np.any(vectors != 0, axis=-1)
         yield passages.ids[start : start + rows], vectors, mask
+
+
+def _what_is_done(output: Path, config: EncodeConfig, inputs: dict[str, str]) -> dict[str, Any] | None:
+    """The result of this very job, if its store is there, whole and undamaged."""
+    done = current_result(output, job="encode", config=config, inputs=inputs)
+    if done is None or not _is_whole(output, done):
+        return None
+    _log.info("%s is complete, and nothing that it depends on has changed", output)
+    return done
 
 
 def _is_whole(store: Path, result: dict[str, Any]) -> bool:

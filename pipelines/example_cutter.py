@@ -68,6 +68,20 @@ class ExampleCutter:
             if writer is not None:
                 writer.close()
 
+    def write_history_only(self, path: Path) -> None:
+        """Writes the interactions that lie before all examples of their users to a Parquet file, in order of time."""
+        log, rows = self._log, self._division.history_only()
+        items = log.items.codes[rows]
+        table = pa.table(
+            {
+                self._schema.user_name: log.users.decode(log.users.take(rows)),
+                self._schema.item_name: log.items.decode(log.items.take(rows)),
+                LABEL: pa.array(log.labels[rows], pa.int8()),
+                ITEM_IS_COLD: pa.array(self._division.is_cold[items], pa.bool_()),
+            }
+        )
+        pa.parquet.write_table(table, path, row_group_size=ROWS_PER_GROUP)
+
     def learned_schema(self, splits: dict[str, dict[str, int]], protocol: dict[str, Any]) -> DatasetSchema:
         """Returns what the prepared tables are, with what was learned from the training part."""
         return DatasetSchema(
@@ -163,9 +177,11 @@ class ExampleCutter:
             values = self._columns[feature.name].values.take(pa.array(seen)).to_pylist()
             for value, count in zip(values, counts[seen].tolist(), strict=True):
                 total[value] = total.get(value, 0) + count
-        least = self._schema.min_counts()
+        least, empty = self._schema.min_counts(), self._schema.empty_vocabularies
         return {
-            name: sorted(
+            name: []
+            if name in empty
+            else sorted(
                 (value for value, count in total.items() if count >= least[name]),
                 key=lambda value: (-total[value], value),
             )

@@ -27,6 +27,9 @@ from kser_tf.pipelines.log_tables import (
 )
 from kser_tf.schema import LABEL, MISSING_INTEGER, SPLITS
 
+# In a column that names parts: a row that gives no example, but stands in histories.
+NO_SPLIT = "none"
+
 _CONVERTERS: dict[str, Callable[[pa.Array, Place], pa.Array]] = {"int64": to_integers, "string": to_strings}
 
 
@@ -129,6 +132,8 @@ def interpret(source: Source) -> Log:
     if schema.timestamp is not None:
         times = to_times(table.column(schema.timestamp), table.place(schema.timestamp))
     columns: dict[str, Encoded | Numbers] = {schema.item_name: items}
+    if schema.user_id.entity is not None:
+        columns[schema.user_name] = users
     for side, side_table, ids, id_column, dtype in (
         (schema.items, source.items, items, schema.item_id.column, schema.item_id.dtype),
         (schema.users, source.users, users, schema.user_id.column, schema.user_id.dtype),
@@ -147,16 +152,17 @@ def interpret(source: Source) -> Log:
 
 
 def read_split_column(table: Table, column: str) -> np.ndarray:
-    """Returns for each row the number of its part (in the order of `SPLITS`), from a column that names it."""
+    """Returns for each row the number of its part (in the order of `SPLITS`), -1 for none, from a column that names it."""
     values = to_strings(table.column(column), table.place(column))
-    parts = pc.index_in(values, value_set=pa.array(SPLITS, values.type))
+    parts = pc.index_in(values, value_set=pa.array([*SPLITS, NO_SPLIT], values.type))
     if parts.null_count:
         wrong = first_null(parts)
         raise DataError(
             f"{table.place(column)(wrong)}: {values[wrong].as_py()!r} is not a part. Expected one of: "
-            f"{', '.join(SPLITS)}."
+            f"{', '.join(SPLITS)}, {NO_SPLIT}."
         )
-    return parts.to_numpy(zero_copy_only=False).astype(np.int8)
+    numbers = parts.to_numpy(zero_copy_only=False).astype(np.int8)
+    return np.where(numbers == len(SPLITS), np.int8(-1), numbers)
 
 
 def _read_ids(table: Table, column: str, dtype: IdType, what: str) -> Encoded:

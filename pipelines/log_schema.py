@@ -32,12 +32,16 @@ _KEYS_OF_KIND: dict[str, tuple[str, ...]] = {
 class UserId:
     """The column that names the user.
 
-    It groups interactions. To make it a feature too, list it in `features`.
+    It groups interactions. To make it a feature with an embedding of its own, list it in `features`; for knowledge about
+    users alone, give `entity`.
 
     Args:
         column: str. The column of the log.
         dtype: `"int64"` (not negative) or `"string"`. Defaults to `"string"`.
         name: str. Its name in the prepared tables. Defaults to `column`.
+        entity: str. The kind of entity, such as `"user"`: makes the id a feature by which the knowledge store of users is
+            looked up. Its vocabulary stays empty, so that no user has an embedding: of those that a model was trained on
+            it would learn by heart, and of others know nothing. Defaults to none: the id is no feature.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -45,6 +49,7 @@ class UserId:
     column: str
     dtype: IdType = "string"
     name: str | None = None
+    entity: str | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name or self.column)
@@ -271,12 +276,17 @@ class LogSchema:
         return self.user_id.name or self.user_id.column
 
     @property
+    def empty_vocabularies(self) -> set[str]:
+        """The vocabularies of ids that are looked up in a knowledge store and have no embeddings."""
+        return set() if self.user_id.entity is None else {self.user_name}
+
+    @property
     def side_features(self) -> tuple[LogFeature, ...]:
         """The features from the side tables."""
         return tuple(feature for table in (self.items, self.users) if table is not None for feature in table.features)
 
     def resolve(self) -> list[Feature]:
-        """Returns the features as the model will know them: the candidate, the items', the users', the log's own.
+        """Returns the features as the model will know them: the candidate, the user, the items', the users', the log's own.
 
         Raises:
             ConfigError: A built sequence is `of` something that cannot be put in sequence.
@@ -284,6 +294,11 @@ class LogSchema:
         item = self.item_id
         candidate = Feature(self.item_name, "categorical", item.dtype, vocabulary=self.item_name, entity=item.entity)
         known = {self.item_name: candidate}
+        ids = [self.item_name]
+        if (entity := self.user_id.entity) is not None:
+            name, dtype = self.user_name, self.user_id.dtype
+            known[name] = Feature(name, "categorical", dtype, vocabulary=name, entity=entity)
+            ids.append(name)
         kinds = {feature.name: feature.kind for feature in self.side_features + self.features}
         # Built sequences last of all, since they take their defaults from the others.
         for feature in sorted(self.side_features + self.features, key=lambda feature: feature.of is not None):
@@ -300,7 +315,7 @@ class LogSchema:
                     f"{feature.dtype}. Leave `dtype` out."
                 )
             known[feature.name] = _resolve(feature, source)
-        order = [self.item_name, *(feature.name for feature in self.side_features + self.features)]
+        order = [*ids, *(feature.name for feature in self.side_features + self.features)]
         if len(set(order)) < len(order):
             twice = next(name for name in order if order.count(name) > 1)
             raise ConfigError(
@@ -321,7 +336,7 @@ class LogSchema:
         counts = {self.item_name: self.item_id.min_count}
         given = {feature.name: feature.min_count for feature in self.side_features + self.features}
         for feature in self.resolve():
-            if feature.vocabulary is not None:
+            if feature.vocabulary is not None and feature.vocabulary not in self.empty_vocabularies:
                 counts[feature.vocabulary] = max(counts.get(feature.vocabulary, 1), given.get(feature.name, 1))
         return counts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import itertools
@@ -14,12 +15,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet
 
 from kser_tf.errors import ConfigError, DataError, MissingExtraError
 from kser_tf.pipelines.config import STRICT_KEYS
 from kser_tf.pipelines.log import Source
 from kser_tf.pipelines.log_schema import ItemId, Label, LogFeature, LogSchema, SideTable, UserId
-from kser_tf.pipelines.log_tables import Table, read_csv
+from kser_tf.pipelines.log_tables import Table, check_columns, read_csv
 
 TFDS_NAME = "movielens/1m-ratings"
 _TFDS_BATCH = 65536
@@ -27,6 +29,9 @@ _TFDS_BATCH = 65536
 # The files of a release, in the order ratings, movies, users.
 FILES_1M = ("ratings.dat", "movies.dat", "users.dat")
 FILES_100K = ("u.data", "u.item", "u.user")
+
+# Beside the ratings, where there is one: what else is known of each.
+ROWS_FILE = "rows.parquet"
 
 _RATING_COLUMNS = ["user_id", "movie_id", "rating", "timestamp"]
 # The most genres of a film in either release.
@@ -85,7 +90,7 @@ _TFDS_GENRES = {"Children": "Children's"}
 _AGE_BRACKETS = (1, 18, 25, 35, 45, 50, 56)
 
 
-MovieLensFeature = Literal["genres", "year", "gender", "age", "occupation", "history_rating"]
+MovieLensFeature = Literal["genres", "year", "gender", "age", "occupation", "history_rating", "user_id"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,8 @@ class MovieLensConfig:
         label: str. Which ratings are positives. Defaults to `"rating > 3"`.
         history_length: int. The most films of a history. Defaults to 20.
         min_count: int. Films seen less often in the training part get no place in the vocabulary. Defaults to 1.
-        features: The features beside the candidate and the history's films. Defaults to all of them.
+        features: The features beside the candidate and the history's films. Defaults to all but `user_id`, by which
+            knowledge about users (of the kind `user`) is looked up, and which has no embedding.
         most_genres: int. Of a film's genres so many are kept, the first ones. Defaults to 6, which is all.
     """
 
@@ -125,7 +131,7 @@ def movielens_schema(config: MovieLensConfig) -> LogSchema:
         return SideTable(features=chosen(*features)) if chosen(*features) else None
 
     return LogSchema(
-        user_id=UserId(column="user_id", dtype="int64"),
+        user_id=UserId(column="user_id", dtype="int64", entity="user" if "user_id" in config.features else None),
         item_id=ItemId(column="movie_id", dtype="int64", entity="movie", min_count=config.min_count),
         label=Label(rule=config.label),
         timestamp="timestamp",
@@ -191,6 +197,35 @@ def read_movielens(folder: str | Path, config: MovieLensConfig) -> Source:
         users = _read_lines(users_file, "|", ["user_id", "age", "gender", "occupation", "zip_code"])
         users["age"] = _age_bracket(users["age"])
     return _source(ratings, movies, users, (str(ratings_file), str(movies_file), str(users_file)), config)
+
+
+def with_parts(source: Source, folder: str | Path, column: str) -> Source:
+    """Returns a log with a further column, from the table `rows.parquet` in its folder: one row a rating, in their order.
+
+    Raises:
+        DataError: The table or the column is not there, or its rows are not those of the ratings.
+    """
+    path = Path(folder) / ROWS_FILE
+    if not path.is_file():
+        raise DataError(
+            f"{path} is not there. A split by column of MovieLens takes the column {column!r} from it: one row a rating, in "
+            "the order of the ratings' file."
+        )
+    rows, ratings = pa.parquet.read_table(path), source.log.data
+    check_columns([column], rows.column_names, str(path))
+    if len(rows) != len(ratings):
+        raise DataError(
+            f"{path} has {len(rows)} rows, and there are {len(ratings)} ratings. It must have one for each."
+        )
+    for key in {"user_id", "movie_id"} & set(rows.column_names):
+        other = np.flatnonzero(rows[key].to_numpy().astype(str) != ratings[key].to_numpy().astype(str))
+        if len(other):
+            raise DataError(
+                f"{path}, row {other[0] + 1}: {key} is {rows[key][other[0]]}, and {ratings[key][other[0]]} in "
+                f"{source.log.row(int(other[0]))}. The rows must be in the ratings' order."
+            )
+    log = Table(ratings.append_column(column, rows[column]), source.log.files)
+    return dataclasses.replace(source, log=log)
 
 
 def read_tfds(data_dir: str | None, config: MovieLensConfig) -> Source:

@@ -28,9 +28,18 @@ from kser_tf.pipelines.log import (
 )
 from kser_tf.pipelines.log_schema import LogSchema
 from kser_tf.pipelines.log_tables import CsvFormat, Table, column_names, find_files, read_table
-from kser_tf.pipelines.movielens import TFDS_NAME, MovieLensConfig, movielens_files, read_movielens, read_tfds
+from kser_tf.pipelines.movielens import (
+    ROWS_FILE,
+    TFDS_NAME,
+    MovieLensConfig,
+    movielens_files,
+    movielens_schema,
+    read_movielens,
+    read_tfds,
+    with_parts,
+)
 from kser_tf.pipelines.split import HistoryOnlyConfig, SplitConfig, divide
-from kser_tf.schema import SPLITS
+from kser_tf.schema import HISTORY_ONLY_FILE, SPLITS
 
 
 def _read_schema_file(value: Any) -> Any:
@@ -96,6 +105,12 @@ class PrepareConfig:
         else:
             self._check_movielens_keys()
 
+    def entities(self) -> tuple[str, str | None]:
+        """Returns the kinds of entities that items and users are; `None` where the user's id is no feature."""
+        schema = self.schema if self.source == "log" else movielens_schema(self.movielens or MovieLensConfig())
+        assert schema is not None  # __post_init__ sees to it
+        return schema.item_id.entity, schema.user_id.entity
+
     def _check_log_keys(self) -> None:
         if self.schema is None:
             raise ConfigError("`schema` is missing: it says what the log's columns are.")
@@ -112,6 +127,8 @@ class PrepareConfig:
     def _check_movielens_keys(self) -> None:
         if isinstance(self.data, list):
             raise ConfigError(f"`data` is one folder for the source {self.source}. Received: {self.data}")
+        if self.source == "tfds" and self.split.column is not None:
+            raise ConfigError("tensorflow-datasets has no column that names parts. Split by user or by time.")
         for key in ("items", "users", "schema"):
             if getattr(self, key) is not None:
                 raise ConfigError(
@@ -123,7 +140,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Makes examples from a log: reads it, builds histories, divides it, learns the vocabularies, writes a folder.
 
     The folder is a prepared data set: `dataset.json`, `vocabularies/`, `train.parquet`, `validation.parquet`,
-    `test.parquet` (`kser_tf.schema.DatasetSchema` tells of them) and `job.json`. It is there whole or not at all. If it
+    `test.parquet` (`kser_tf.schema.DatasetSchema` tells of them), `history_only.parquet` (what lies before all examples of
+    its user, for `pool`) and `job.json`. It is there whole or not at all. If it
     is there already, from this configuration and these inputs, nothing is done. Rows are in the log's order.
 
     A history holds interactions of the same user at a strictly smaller time. Vocabularies, means and deviations are
@@ -172,6 +190,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         with progress:
             for part, name in enumerate(SPLITS):
                 cutter.write(part, folder / f"{name}.parquet", progress)
+        cutter.write_history_only(folder / HISTORY_ONLY_FILE)
         splits = {name: division.counts(part, log.labels) for part, name in enumerate(SPLITS)}
         protocol = _protocol(config, source.schema)
         schema = cutter.learned_schema(splits, protocol)
@@ -181,7 +200,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             "users": len(np.unique(log.users.codes)),
             "items": len(np.unique(log.items.codes)),
             "examples": sum(counts["rows"] for counts in splits.values()),
-            "history_only_rows": division.history_only_rows,
+            "history_only_rows": int((~division.gives_example).sum()),
             "cold_items": int(division.is_cold.sum()),
             "dropped_cold_rows": division.dropped_cold_rows,
             "splits": splits,
@@ -203,7 +222,10 @@ def prepare_inputs(config: PrepareConfig) -> dict[str, str]:
     if config.source == "tfds":
         return {"data": TFDS_NAME}
     if config.source == "movielens":
-        return {"data": _fingerprint(list(movielens_files(str(config.data))))}
+        files = list(movielens_files(str(config.data)))
+        if config.split.column is not None and (rows := Path(str(config.data)) / ROWS_FILE).is_file():
+            files.append(rows)
+        return {"data": _fingerprint(files)}
     paths = {"data": config.data, "items": config.items, "users": config.users}
     return {key: _fingerprint(find_files(path)) for key, path in paths.items() if path is not None}
 
@@ -219,6 +241,8 @@ def read_source(config: PrepareConfig) -> Source:
         source = _read_log(config)
     elif config.source == "movielens":
         source = read_movielens(str(config.data), config.movielens or MovieLensConfig())
+        if config.split.column is not None:
+            source = with_parts(source, str(config.data), config.split.column)
     else:
         source = read_tfds(config.data if isinstance(config.data, str) else None, config.movielens or MovieLensConfig())
     if config.max_rows is not None:

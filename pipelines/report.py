@@ -201,7 +201,7 @@ def _page(figures: ReportFigures) -> dict[str, Any]:
 
 
 def rendered(template: str, page: Mapping[str, Any]) -> str:
-    """Returns a page, from a template that lies beside this module."""
+    """Returns a page, from a template, by its path from this folder."""
     import jinja2
 
     environment = jinja2.Environment(

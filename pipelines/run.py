@@ -11,6 +11,7 @@ from typing import Any, Literal
 from kser_tf.errors import ConfigError
 from kser_tf.pipelines.config import STRICT_KEYS, from_mapping, load_config
 from kser_tf.pipelines.matrix import BY_SEED, bases_first, training_config
+from kser_tf.pipelines.names import NameTable
 from kser_tf.pipelines.steps import Steps, forget_graphs
 
 Variant = Literal["base", "all_parameters", "extractor_only", "placebo"]
@@ -71,23 +72,6 @@ class ServeChoice:
     variant: Variant = "all_parameters"
     seed: int | None = None
     examples: int = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class NameTable:
-    """Where the names of entities are, for the report's examples.
-
-    Args:
-        table: Parquet or CSV file.
-        id_column: The column that holds the ids.
-        name_column: The column that holds the names.
-    """
-
-    __pydantic_config__ = STRICT_KEYS
-
-    table: str
-    id_column: str
-    name_column: str
 
 
 @dataclass(frozen=True, kw_only=True)

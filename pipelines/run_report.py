@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 
 from kser_tf.knowledge_store import KnowledgeStore
-from kser_tf.metrics import auc, bootstrap_auc_difference, paired_difference, slice_rows
+from kser_tf.metrics import bootstrap_auc_difference, paired_difference, slice_rows
 from kser_tf.pipelines.evaluate import LOGITS_FILE
+from kser_tf.pipelines.inspect.weights import chunk_texts, look_at_weights
 from kser_tf.pipelines.job import read_job
 from kser_tf.pipelines.provenance import command
 from kser_tf.schema import ITEM_IS_COLD, ITEM_TRAINING_ROWS, LABEL, USER_INTERACTIONS, DatasetSchema
 
-# Row in the store, field, position in the field.
-Place = tuple[int, int, int]
-
 BASE = "base"
-# Column of a table of chunks that says which fault was planted there; no encoder and no model sees it.
-FAULT_COLUMN = "fault"
-_EXAMPLES = 12
-_HISTOGRAM_BINS = 40
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_BATCH = 4096
-
-
-class Chunk(NamedTuple):
-    """A chunk's text, and the fault that was planted there, if one is on record."""
-
-    text: str
-    fault: str | None
 
 
 def build_report(
@@ -138,66 +122,16 @@ def look_inside(model: Any, encode_configs: dict[str, Any], names: dict[str, Any
     """
     from kser_tf.models.model_folder import load_model
 
-    name = f"{model.backbone}/{model.variant}/seed-{model.seed}"
     ranking_model = load_model(model.folder)
-    inside: dict[str, Any] = {
-        "weights": {"fields": [], "chunks": [], "run": name},
-        "filtered": [],
-        "kept": [],
-        "faults": None,
-    }
-    for entity, adaptor in ranking_model.extractors.items():
-        if adaptor.esf_net is None:  # nothing weighs the chunks
-            continue
-        store = KnowledgeStore.open(encode_configs[entity].output)
-        weights = chunk_weights(ranking_model, entity, len(store))
-        mask = np.asarray(store.mask)
-        inside["weights"]["fields"] += _field_figures(entity, store, weights, mask)
-        inside["weights"]["chunks"] += _position_figures(entity, store, weights, mask)
-        texts = chunk_texts(encode_configs[entity], store)
-        named = _names(names.get(entity), store)
-        for key, heaviest in (("kept", True), ("filtered", False)):
-            inside[key] += _examples(entity, store, weights, mask, texts, named, heaviest=heaviest)
-        faults = fault_figures(weights, mask, texts)
-        if faults is not None:
-            inside["faults"] = {**faults, "run": name, "entity": entity}
-    return inside
-
-
-def chunk_weights(model: Any, entity: str, rows: int) -> np.ndarray:
-    """Returns ESFNet's weights for all entities of a store, float32 `(rows, fields, chunks)`."""
-    found = [
-        model.embedding.chunk_weights(entity, np.arange(start, min(start + _BATCH, rows), dtype=np.int32)).numpy()
-        for start in range(0, rows, _BATCH)
-    ]
-    return np.concatenate(found) if found else np.zeros((0, 0, 0), np.float32)
-
-
-def fault_figures(weights: np.ndarray, mask: np.ndarray, texts: Mapping[Place, Chunk]) -> dict[str, Any] | None:
-    """Returns how well the weights tell good chunks from planted faults, or `None` where no fault is on record.
-
-    The AUC is the probability that a good chunk weighs more than a faulty one, ties counting half.
-    """
-    kinds: dict[str, list[float]] = {}
-    for place, chunk in texts.items():
-        if mask[place]:
-            kinds.setdefault(chunk.fault or "", []).append(float(weights[place]))
-    good = kinds.pop("", [])
-    if not good or not kinds:
-        return None
-
-    def against_good(faulty: Iterable[float]) -> float:
-        faulty = list(faulty)
-        return auc(np.r_[np.ones(len(good)), np.zeros(len(faulty))], np.r_[good, faulty])
-
-    return {
-        "auc": against_good(weight for faulty in kinds.values() for weight in faulty),
-        "good_mean_weight": float(np.mean(good)),
-        "kinds": {
-            kind: {"auc": against_good(faulty), "mean_weight": float(np.mean(faulty)), "chunks": len(faulty)}
-            for kind, faulty in sorted(kinds.items())
-        },
-    }
+    weighed = [entity for entity, adaptor in ranking_model.extractors.items() if adaptor.esf_net is not None]
+    stores = {entity: KnowledgeStore.open(encode_configs[entity].output) for entity in weighed}
+    return look_at_weights(
+        ranking_model,
+        stores,
+        {entity: chunk_texts(encode_configs[entity], store) for entity, store in stores.items()},
+        {entity: names[entity].read() for entity in weighed if entity in names},
+        run=f"{model.backbone}/{model.variant}/seed-{model.seed}",
+    )
 
 
 def summary(report: dict[str, Any]) -> list[str]:
@@ -241,116 +175,3 @@ def run_figures(model: Any) -> dict[str, Any]:
         "rows_per_second": training["rows_per_second"],
         "best_epoch": training["best_epoch"],
     }
-
-
-def _field_figures(entity: str, store: KnowledgeStore, weights: np.ndarray, mask: np.ndarray) -> list[dict[str, Any]]:
-    top = float(weights.max(initial=2.0))
-    figures = []
-    for i, field in enumerate(store.fields):
-        values = weights[:, i][mask[:, i]]
-        if not len(values):
-            continue
-        counts, edges = np.histogram(values, _HISTOGRAM_BINS, (0.0, top))
-        figures.append(
-            {
-                "entity": entity,
-                "field": field,
-                "mean": float(values.mean()),
-                "quantiles": {str(q): float(np.quantile(values, q)) for q in _QUANTILES},
-                "edges": edges.tolist(),
-                "counts": counts.tolist(),
-            }
-        )
-    return figures
-
-
-def _position_figures(
-    entity: str, store: KnowledgeStore, weights: np.ndarray, mask: np.ndarray
-) -> list[dict[str, Any]]:
-    figures = []
-    for i, field in enumerate(store.fields):
-        for position in range(mask.shape[2]):
-            values = weights[:, i, position][mask[:, i, position]]
-            if len(values):
-                figures.append(
-                    {
-                        "entity": entity,
-                        "field": field,
-                        "position": position,
-                        "mean": float(values.mean()),
-                        "count": len(values),
-                    }
-                )
-    return figures
-
-
-def chunk_texts(config: Any, store: KnowledgeStore) -> dict[Place, Chunk]:
-    """Returns the text of every chunk of a store, read again from the table that it was encoded from."""
-    from kser_tf.pipelines.encode import read_passages
-
-    passages = read_passages(config)
-    rows, faults = store.rows(passages.ids), _faults(config, store)
-    found = {}
-    for entity, field, position in np.argwhere(passages.places >= 0).tolist():
-        place = (int(rows[entity]), field, position)
-        found[place] = Chunk(passages.texts[passages.places[entity, field, position]], faults.get(place))
-    return found
-
-
-def _faults(config: Any, store: KnowledgeStore) -> dict[Place, str]:
-    """The planted faults that a table of one row a chunk has on record."""
-    table = Path(config.table)
-    if config.text_column is None or table.suffix != ".parquet" or FAULT_COLUMN not in pq.read_schema(table).names:
-        return {}
-    frame = pq.read_table(table, columns=[config.id_column, config.field_column, FAULT_COLUMN]).to_pandas()
-    rows = store.rows(frame[config.id_column].to_numpy())
-    fields = frame[config.field_column].map({field: i for i, field in enumerate(store.fields)}).to_numpy()
-    positions = frame.groupby([config.id_column, config.field_column]).cumcount().to_numpy()
-    return {
-        (int(row), int(field), int(position)): fault
-        for row, field, position, fault in zip(rows, fields, positions, frame[FAULT_COLUMN], strict=True)
-        if fault
-    }
-
-
-def _names(table: Any, store: KnowledgeStore) -> dict[int, str]:
-    """The names of a store's entities, by row."""
-    if table is None:
-        return {}
-    path = Path(table.table)
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    rows = store.rows(frame[table.id_column].to_numpy())
-    return {int(row): str(name) for row, name in zip(rows, frame[table.name_column], strict=True) if row >= 0}
-
-
-def _examples(
-    entity: str,
-    store: KnowledgeStore,
-    weights: np.ndarray,
-    mask: np.ndarray,
-    texts: Mapping[Place, Chunk],
-    names: Mapping[int, str],
-    *,
-    heaviest: bool,
-) -> list[dict[str, Any]]:
-    """The chunks with the largest or the smallest weights, at most one an entity."""
-    order = np.argsort(np.where(mask, weights, np.nan), axis=None)[: int(mask.sum())]
-    chosen: dict[int, dict[str, Any]] = {}
-    for place in zip(
-        *(axis.tolist() for axis in np.unravel_index(order[::-1] if heaviest else order, mask.shape)), strict=True
-    ):
-        row, field, position = place
-        if len(chosen) == _EXAMPLES:
-            break
-        if row not in chosen and place in texts:
-            chosen[row] = {
-                "entity": entity,
-                "id": str(store.ids[row]),
-                "name": names.get(row, str(store.ids[row])),
-                "field": store.fields[field],
-                "position": position,
-                "weight": float(weights[place]),
-                "text": texts[place].text,
-                "fault": texts[place].fault,
-            }
-    return list(chosen.values())

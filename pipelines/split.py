@@ -32,7 +32,9 @@ class SplitConfig:
             `"column"` (the log says so itself). Defaults to `"user"`.
         fractions: Of the users, or of the examples in order of time: train, validation, test; they sum to 1. Defaults
             to 0.8, 0.1, 0.1.
-        column: str. For `"column"`: the log's column with the values train, validation and test.
+        column: str. For `"column"`: the log's column with the values train, validation and test, or none for what gives no
+            example (of MovieLens: a column of `rows.parquet` beside the ratings, one row each). Where it names no validation
+            rows, the test rows of some users become those, a share of them by `fractions`.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -85,7 +87,8 @@ class Division:
         order: The log in order of time.
         interactions: int64, one an interaction: how many its user has.
         training_rows: int64, one for each of the item column's values.
-        history_only_rows: int. Interactions that give no example.
+        gives_example: bool, one an interaction: whether it lies after the first interactions of its user, which give no
+            example. (That of a cold item is dropped from train and validation nevertheless.)
         dropped_cold_rows: int. Examples of cold items that were dropped from train and validation.
     """
 
@@ -94,12 +97,29 @@ class Division:
     order: TimeOrder
     interactions: np.ndarray
     training_rows: np.ndarray
-    history_only_rows: int
+    gives_example: np.ndarray
     dropped_cold_rows: int
 
     def rows(self, part: int) -> np.ndarray:
         """Returns the rows of the log that make up a part, in the log's order."""
         return np.flatnonzero(self.parts == part)
+
+    def history_only(self) -> np.ndarray:
+        """Returns the rows of the log, by user and in order of time, that lie before all examples of their users.
+
+        An interaction that gives no example but has the time of one is not among them: whoever knew it could have known the
+        example.
+        """
+        order, gives = self.order, self.gives_example[self.order.rows]
+        places = np.arange(len(gives))
+        # For each place in the order, where its user's first example stands; a user without one has no place to come to.
+        first = np.full(len(gives), len(gives), dtype=np.int64)
+        np.minimum.at(first, order.user_starts, np.where(gives, places, len(gives)))
+        first = first[order.user_starts]
+        has_example = first < len(gives)
+        ends = np.where(has_example, order.past_ends[np.minimum(first, len(gives) - 1)], 0)
+        found: np.ndarray = order.rows[places < ends]
+        return found
 
     def counts(self, part: int, labels: np.ndarray) -> dict[str, int]:
         """Returns the numbers of rows and of positives of a part."""
@@ -138,6 +158,8 @@ def divide(
     _check_labels(log.labels[examples], f"{name}: the {'examples' if history_only.fraction else 'log'}")
     if named_parts is not None:
         parts = np.where(examples, named_parts, NO_PART)
+        if not (parts == VALIDATION).any():
+            parts = take_validation_from_test(users, parts, split.fractions, seed)
     elif split.by == "user":
         parts = split_by_user(users, examples, split.fractions, seed)
     else:
@@ -155,7 +177,7 @@ def divide(
         order=order,
         interactions=interactions,
         training_rows=np.bincount(items[parts == TRAIN], minlength=len(is_cold)),
-        history_only_rows=int((~examples).sum()),
+        gives_example=examples,
         dropped_cold_rows=int(dropped.sum()),
     )
 
@@ -201,6 +223,28 @@ def split_by_user(
     part_of_user = np.full(int(users.max()) + 1, NO_PART, dtype=np.int8)
     part_of_user[dealt] = np.repeat([TRAIN, VALIDATION, TEST], [train, validation, test])
     return np.where(examples, part_of_user[users], NO_PART)
+
+
+def take_validation_from_test(
+    users: np.ndarray, parts: np.ndarray, fractions: tuple[float, float, float], seed: int
+) -> np.ndarray:
+    """Makes the test rows of some users validation rows: they are as clean as the others, which training rows need not be.
+
+    Args:
+        users: int, one an interaction, as of `split_by_user`.
+        parts: int8, one an interaction.
+        fractions: Of the users with test rows as many are taken as validation has of validation and test.
+        seed: int.
+
+    Returns:
+        The parts.
+    """
+    dealt = _drawn(users, users[parts == TEST], seed, _USER_STREAM)
+    if len(dealt) < 2:
+        return parts
+    count = round(len(dealt) * fractions[VALIDATION] / (fractions[VALIDATION] + fractions[TEST]))
+    taken = np.isin(users, dealt[: min(max(1, count), len(dealt) - 1)])
+    return np.where((parts == TEST) & taken, VALIDATION, parts)
 
 
 def split_by_time(times: np.ndarray | None, examples: np.ndarray, fractions: tuple[float, float, float]) -> np.ndarray:

@@ -13,12 +13,12 @@ from kser_tf import cli
 from kser_tf.errors import ConfigError, DataError, PathLockedError
 from kser_tf.pipelines import encode, evaluate, train
 from kser_tf.pipelines.benchmark import benchmark
-from kser_tf.pipelines.benchmark_comparisons import Measured, compare, judge_goals, seconds_until, speeds
-from kser_tf.pipelines.benchmark_config import BenchmarkConfig
-from kser_tf.pipelines.benchmark_matrix import BenchmarkMatrix, Cell
+from kser_tf.pipelines.benchmark.comparisons import Measured, compare, judge_goals, seconds_until, speeds
+from kser_tf.pipelines.benchmark.config import BenchmarkConfig
+from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell
 from kser_tf.pipelines.config import from_mapping
 from kser_tf.pipelines.evaluate import BOOTSTRAP_FILE, EvaluateConfig
-from kser_tf.pipelines.job import current_result, write_job
+from kser_tf.pipelines.job import current_result, read_job, write_job
 
 VARIANTS = {
     "base": {"strategy": "base"},
@@ -137,6 +137,42 @@ def test_patterns_bring_what_they_need(data, tmp_path):
         matrix.chosen(only=["dcn/*"])
     with pytest.raises(ConfigError, match=r"--part early is not in `parts`. There: main, late"):
         matrix.chosen(parts=["early"])
+
+
+def test_users_knowledge_is_pooled_for_a_split(data, tmp_path, capsys):
+    schema = {**world.SCHEMA, "user_id": {"column": "user", "entity": "user"}}
+    own = {"schema": schema, "history_only": {"fraction": 0.3}, "split": {"by": "user", "fractions": [0.6, 0.2, 0.2]}}
+    changes = {
+        "splits": {"plain": {}, "pooled": {"prepare": own, "pool": {"dtype": "float16"}}},
+        "parts": {
+            "main": {"variants": ["base", "kser", "placebo"], "splits": ["pooled"], "seeds": [1], "one_seed": True}
+        },
+    }
+    config = config_of(data, tmp_path, **changes)
+    matrix = BenchmarkMatrix(config)
+    stores = {cell.variant: matrix.training(cell, {}, None).stores for cell in matrix.cells}
+    items = str(tmp_path / "stores" / "llm" / "item")
+    assert stores["base"] == {}
+    assert stores["kser"] == stores["placebo"] == {"item": items, "user": str(tmp_path / "pooled" / "pooled" / "llm")}
+    assert matrix.stores("plain", "llm") == {"item": items}
+    assert benchmark(config) == 0
+    assert "3 of 3 cells" in capsys.readouterr().out
+    made = read_job(tmp_path / "pooled" / "pooled" / "llm")
+    assert (made["job"], made["config"]["store"], made["config"]["dtype"]) == ("pool", items, "float16")
+    model = json.loads((matrix.folder(matrix.cells[2]) / "model.json").read_text(encoding="utf-8"))
+    assert {entity: store["shuffle_seed"] for entity, store in model["stores"].items()} == {"item": 1, "user": 1}
+
+    without = {"splits": {"pooled": {"pool": {}}}, "parts": changes["parts"]}
+    with pytest.raises(
+        ConfigError, match=r"`splits.pooled.pool` makes knowledge about users, and their id is no feature"
+    ):
+        BenchmarkMatrix(config_of(data, tmp_path, **without))
+    texts = {"llm": {"user": values(data, tmp_path)["texts"]["llm"]["item"]}}
+    with pytest.raises(ConfigError, match=r"pools what is known of each item, and `texts.llm` has no item"):
+        BenchmarkMatrix(config_of(data, tmp_path, **changes, texts=texts))
+    texts["llm"]["item"] = texts["llm"]["user"]
+    with pytest.raises(ConfigError, match=r"are both about each user. Leave out one"):
+        BenchmarkMatrix(config_of(data, tmp_path, **changes, texts=texts))
 
 
 def test_how_a_cell_is_trained(data, tmp_path):

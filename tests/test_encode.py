@@ -1,5 +1,6 @@
 """The job `encode`: from tables in every format to a store, stopped at any point, on any kind of bad input."""
 
+import dataclasses
 import gzip
 import json
 import resource
@@ -20,6 +21,7 @@ import small_encoder as small
 from sentence_transformers import SentenceTransformer
 
 from kser_tf.errors import ConfigError, DataError, FileError
+from kser_tf.files import exclusive_lock
 from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.pipelines import encode as encode_module
 from kser_tf.pipelines.chunking import split_into_passages
@@ -614,6 +616,34 @@ def test_killed_and_run_again(many, make, tmp_path):
     assert result["encoded_texts"] == result["unique_texts"] - 8 * finished > 0
     assert store_bytes(config.output) == store_bytes(tmp_path / "uninterrupted")
     assert not partial.exists()
+
+
+def test_a_complete_store_asks_for_no_lock(films, make):
+    """Two runs of one configuration that begin at the same moment both find it."""
+    config = make(films)
+    result = encode(config)
+    output = Path(config.output)
+    with exclusive_lock(output.with_name(f".{output.name}.encode.lock")):
+        assert encode(config) == result
+        # Left by a job that was killed at the very end; somebody else is at work, who removes it or needs it.
+        partial = Path(f"{config.output}.partial")
+        partial.mkdir()
+        (partial / encode_module._PLAN_FILE).write_text("{}")
+        assert encode(config) == result
+        assert partial.is_dir()
+        with pytest.raises(FileError, match="is locked"):
+            encode(dataclasses.replace(config, dtype="float16"))
+    assert encode(config) == result
+    assert not partial.exists()
+
+
+def test_a_store_that_was_completed_while_we_waited_for_the_lock(films, make, monkeypatch):
+    config = make(films)
+    result = encode(config)
+    answers = iter([None, result])
+    monkeypatch.setattr(encode_module, "_what_is_done", lambda *_: next(answers))
+    monkeypatch.setattr(encode_module, "read_passages", lambda *_: pytest.fail("encoded again"))
+    assert encode(config) == result
 
 
 def break_off(config, monkeypatch, shards):

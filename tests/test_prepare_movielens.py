@@ -4,6 +4,7 @@ import os
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,6 +12,7 @@ from kser_tf.errors import ConfigError, DataError, MissingExtraError
 from kser_tf.pipelines.config import from_mapping
 from kser_tf.pipelines.movielens import MovieLensConfig, convert_tfds, read_movielens
 from kser_tf.pipelines.prepare import PrepareConfig, prepare
+from kser_tf.pipelines.split import SplitConfig
 from kser_tf.schema import SPLITS, DatasetSchema
 
 # Invented films and users. Every user rates every film; equal times occur.
@@ -244,6 +246,86 @@ def test_tfds_missing_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(MissingExtraError, match=r"`tensorflow_datasets` is not installed.*kser-tf\[tfds\]"):
         prepared(None, tmp_path / "out", source="tfds", data=None)
+
+
+# A split by a column of a table beside the ratings.
+
+
+def with_rows(folder, parts, **columns):
+    """Writes `rows.parquet`: one row a rating, in their order."""
+    rows = [line.split("::") for line in RATINGS_1M.splitlines()]
+    table = {
+        "user_id": [int(row[0]) for row in rows],
+        "movie_id": [int(row[1]) for row in rows],
+        "part": parts,
+        **columns,
+    }
+    pq.write_table(pa.table(table), folder / "rows.parquet")
+    return folder
+
+
+# Of each user's four ratings, in the order of the file; everybody has a positive and a negative among the test rows.
+PARTS = ["test", "test", "train", "none", "train", "test", "test", "train", "test", "test", "train", "train"]
+
+
+def parts_of(output):
+    return {
+        (row["user_id"], row["movie_id"]): part
+        for part in SPLITS
+        for row in pq.read_table(output / f"{part}.parquet").to_pylist()
+    }
+
+
+def test_split_by_a_column_beside_the_ratings(folder_1m, tmp_path):
+    parts = ["validation" if i in (5, 6) else part for i, part in enumerate(PARTS)]
+    prepared(with_rows(folder_1m, parts), tmp_path / "out", split={"by": "column", "column": "part"})
+    keys = [(user, movie) for user in (1, 2, 3) for movie in (1, 2, 3, 4)]
+    assert parts_of(tmp_path / "out") == {key: part for key, part in zip(keys, parts, strict=True) if part != "none"}
+
+
+def test_without_validation_rows_those_of_some_users_test_rows_become_them(folder_1m, tmp_path):
+    split = {"by": "column", "column": "part", "fractions": [0.6, 0.2, 0.2]}
+    found = []
+    for seed in range(4):
+        prepared(with_rows(folder_1m, PARTS), tmp_path / str(seed), split=split, seed=seed)
+        found.append(parts_of(tmp_path / str(seed)))
+    for parts in found:
+        by_user = {}
+        for (user, movie), part in parts.items():
+            named = PARTS[4 * (user - 1) + movie - 1]
+            assert part == named or (named, part) == ("test", "validation")
+            if named == "test":
+                by_user.setdefault(user, set()).add(part)
+        assert all(len(of_user) == 1 for of_user in by_user.values())
+        assert set.union(*by_user.values()) == {"validation", "test"}
+    assert len({str(sorted(parts.items())) for parts in found}) > 1  # the seed decides
+
+
+def test_rows_that_are_not_the_ratings_are_refused(folder_1m, tmp_path):
+    split = {"by": "column", "column": "part"}
+    with pytest.raises(
+        DataError, match=r"rows.parquet is not there. A split by column of MovieLens takes the column 'part'"
+    ):
+        prepared(folder_1m, tmp_path / "out", split=split)
+    with_rows(folder_1m, PARTS)
+    with pytest.raises(DataError, match=r"`parts`.*rows.parquet|rows.parquet.*`parts`"):
+        prepared(folder_1m, tmp_path / "out", split={"by": "column", "column": "parts"})
+    table = pq.read_table(folder_1m / "rows.parquet")
+    pq.write_table(table.slice(1), folder_1m / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows.parquet has 11 rows, and there are 12 ratings"):
+        prepared(folder_1m, tmp_path / "out", split=split)
+    pq.write_table(table.take([0, 2, 1, *range(3, 12)]), folder_1m / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows.parquet, row 2: movie_id is 3, and 2 in .*ratings.dat, row 2"):
+        prepared(folder_1m, tmp_path / "out", split=split)
+    with pytest.raises(ConfigError, match="no column that names parts"):
+        PrepareConfig(output="out", source="tfds", split=SplitConfig(by="column", column="part"))
+
+
+def test_the_users_id_is_there_for_knowledge_alone(folder_1m, tmp_path):
+    rows, schema = prepared(folder_1m, tmp_path / "out", movielens={"features": ["user_id"]})
+    assert [feature.name for feature in schema.features] == ["movie_id", "user_id", "history_movie_id"]
+    assert (schema.feature("user_id").entity, schema.vocabularies["user_id"]) == ("user", [])
+    assert {user for user, _ in rows} == {1, 2, 3}
 
 
 def test_movielens_takes_no_schema_and_one_folder():

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from kser_tf.errors import PathLockedError
 from kser_tf.files import write_json
-from kser_tf.pipelines.benchmark_config import BenchmarkConfig
-from kser_tf.pipelines.benchmark_matrix import BenchmarkMatrix, Cell
-from kser_tf.pipelines.benchmark_page import text_of, write_summary
-from kser_tf.pipelines.benchmark_state import BenchmarkState
-from kser_tf.pipelines.benchmark_summary import build_summary
+from kser_tf.pipelines.benchmark.config import BenchmarkConfig
+from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell
+from kser_tf.pipelines.benchmark.page import text_of, write_summary
+from kser_tf.pipelines.benchmark.state import BenchmarkState
+from kser_tf.pipelines.benchmark.summary import build_summary
 from kser_tf.pipelines.config import from_mapping
 from kser_tf.pipelines.report import require_report_extra
 from kser_tf.pipelines.steps import Steps, forget_graphs, say
@@ -64,7 +64,7 @@ def benchmark(
 
 def _prepare(matrix: BenchmarkMatrix, cells: Sequence[Cell], steps: Steps) -> None:
     """Makes the examples, the knowledge stores and the slices that cells read."""
-    from kser_tf.pipelines import encode, prepare, simulate
+    from kser_tf.pipelines import encode, pool, prepare, simulate
 
     config = matrix.config
     if config.simulate is not None:
@@ -82,6 +82,9 @@ def _prepare(matrix: BenchmarkMatrix, cells: Sequence[Cell], steps: Steps) -> No
     for text in dict.fromkeys(config.text(cell.variant) for cell in cells):
         for encoding in matrix.encodings(text).values() if text is not None else ():
             steps.do(encode.encode, encoding, Path(encoding.output))
+    for split, text in dict.fromkeys((cell.split, config.text(cell.variant)) for cell in cells):
+        if text is not None and (pooling := matrix.pooling(split, text)) is not None:
+            steps.do(pool.pool, pooling, Path(pooling.output))
 
 
 def _write_item_slices(matrix: BenchmarkMatrix, split: str) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from kser_tf.errors import ConfigError
-from kser_tf.pipelines.benchmark_config import BenchmarkConfig, Part
+from kser_tf.pipelines.benchmark.config import BenchmarkConfig, Part
 from kser_tf.pipelines.config import from_mapping
 from kser_tf.pipelines.encode import EncodeConfig
 from kser_tf.pipelines.evaluate import EvaluateConfig
 from kser_tf.pipelines.matrix import bases_first, merged, training_config
+from kser_tf.pipelines.pool import PoolConfig
 from kser_tf.pipelines.prepare import PrepareConfig
 from kser_tf.pipelines.train import TrainConfig
 
@@ -61,6 +62,12 @@ class BenchmarkMatrix:
         measured = dict.fromkeys(cell for part in config.parts.values() for cell in self.cells_of(part))
         self._check_neighbours(measured)
         self.cells = list(dict.fromkeys(one for cell in measured for one in (*self.needs(cell), cell)))
+        known = {(cell.split, text) for cell in self.cells if (text := config.text(cell.variant)) is not None}
+        self._poolings = {
+            (split, text): self._pooling(split, text)
+            for split, text in sorted(known)
+            if config.splits[split].pool is not None
+        }
         self._check_keys()
 
     def cells_of(self, part: Part) -> list[Cell]:
@@ -82,6 +89,20 @@ class BenchmarkMatrix:
     def encodings(self, text: str) -> dict[str, EncodeConfig]:
         """For each kind of entity how a text about it is encoded."""
         return self._encodings[text]
+
+    def pooling(self, split: str, text: str) -> PoolConfig | None:
+        """How knowledge about a split's users is pooled from a text about the items; `None` if it is not."""
+        return self._poolings.get((split, text))
+
+    def stores(self, split: str, text: str | None) -> dict[str, str]:
+        """For each kind of entity the store that models have who know a text."""
+        if text is None:
+            return {}
+        stores = {entity: each.output for entity, each in self.encodings(text).items()}
+        pooling, (_, user) = self.pooling(split, text), self.preparation(split).entities()
+        if pooling is not None and user is not None:
+            stores[user] = pooling.output
+        return stores
 
     def training(self, cell: Cell, setting: Mapping[str, Any], base: str | None) -> TrainConfig:
         """How a cell is trained.
@@ -107,7 +128,7 @@ class BenchmarkMatrix:
             seed=cell.seed,
             prepared=self.preparation(cell.split).output,
             output=str(self.folder(cell)),
-            stores={} if text is None else {entity: each.output for entity, each in self.encodings(text).items()},
+            stores=self.stores(cell.split, text),
             base=base,
             source=f"variants.{cell.variant}",
         )
@@ -194,6 +215,30 @@ class BenchmarkMatrix:
             )
             for entity, values in self.config.texts[text].items()
         }
+
+    def _pooling(self, split: str, text: str) -> PoolConfig:
+        item, user = self.preparation(split).entities()
+        if user is None:
+            raise ConfigError(
+                f"`splits.{split}.pool` makes knowledge about users, and their id is no feature there. Give the schema's `user_id` an "
+                "`entity` (for MovieLens: add user_id to `movielens.features`)."
+            )
+        if item not in self.encodings(text):
+            raise ConfigError(
+                f"`splits.{split}.pool` pools what is known of each {item}, and `texts.{text}` has no {item}."
+            )
+        if user in self.encodings(text):
+            raise ConfigError(
+                f"`splits.{split}.pool` and `texts.{text}` are both about each {user}. Leave out one of them."
+            )
+        output = str(self.config.folder / "pooled" / split / text)
+        values = {
+            "prepared": self.preparation(split).output,
+            "store": self.encodings(text)[item].output,
+            "output": output,
+            **(self.config.splits[split].pool or {}),
+        }
+        return from_mapping(PoolConfig, values, source=f"splits.{split}.pool")
 
     def _settings_to_try(self, variant: str) -> list[dict[str, Any]]:
         """The settings that a variant's trials have, nested as in `TrainConfig`; the first is none."""

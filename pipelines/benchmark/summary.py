@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from kser_tf.pipelines.benchmark_comparisons import Measured, compare, judge_goals, speeds
-from kser_tf.pipelines.benchmark_matrix import BenchmarkMatrix, Cell
-from kser_tf.pipelines.benchmark_state import BenchmarkState
+from kser_tf.pipelines.benchmark.comparisons import Measured, compare, judge_goals, speeds
+from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell
+from kser_tf.pipelines.benchmark.state import BenchmarkState
 from kser_tf.pipelines.job import read_job
 from kser_tf.pipelines.provenance import command, commit, processor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kser_tf.pipelines.benchmark_figures import BenchmarkFigures, compared, in_order, where
+from kser_tf.pipelines.benchmark.figures import BenchmarkFigures, compared, in_order, where
 from kser_tf.pipelines.report_figures import (
     BASE,
     duration,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from kser_tf.metrics import paired_difference, percentile_interval
-from kser_tf.pipelines.benchmark_config import BenchmarkConfig, Goal
-from kser_tf.pipelines.benchmark_matrix import Cell
+from kser_tf.pipelines.benchmark.config import BenchmarkConfig, Goal
+from kser_tf.pipelines.benchmark.matrix import Cell
 from kser_tf.pipelines.evaluate import BOOTSTRAP_FILE
 
 # Split, share of the training users, backbone.

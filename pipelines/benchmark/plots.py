@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kser_tf.pipelines.benchmark_figures import FIRST_SLICES, BenchmarkFigures, compared
+from kser_tf.pipelines.benchmark.figures import FIRST_SLICES, BenchmarkFigures, compared
 from kser_tf.pipelines.report_figures import BASE, Band, band, percent, signed, slice_name, variant_name
 from kser_tf.pipelines.report_plots import INK, SERIES_COLOURS, Panel, PanelBuilder, Plot, drawn
 

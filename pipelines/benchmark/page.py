@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kser_tf.files import write_json, write_text
-from kser_tf.pipelines import benchmark_plots as plots
-from kser_tf.pipelines import benchmark_tables as tables
 from kser_tf.pipelines import report_plots, report_tables
-from kser_tf.pipelines.benchmark_figures import BenchmarkFigures, compared, in_order
+from kser_tf.pipelines.benchmark import plots, tables
+from kser_tf.pipelines.benchmark.figures import BenchmarkFigures, compared, in_order
 from kser_tf.pipelines.report import rendered, text_summary
 from kser_tf.pipelines.report_figures import SLICES, VARIANTS, four_digits, plain, signed, slice_name, variant_name
 from kser_tf.pipelines.report_tables import facts
@@ -19,7 +18,7 @@ SUMMARY_JSON = "summary.json"
 SUMMARY_MARKDOWN = "summary.md"
 SUMMARY_HTML = "summary.html"
 
-_TEMPLATE = "benchmark.html.jinja"
+_TEMPLATE = "benchmark/page.html.jinja"
 
 
 def write_summary(folder: str | Path, summary: Mapping[str, Any]) -> Path:

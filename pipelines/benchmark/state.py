@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from kser_tf.errors import DataError
 from kser_tf.files import read_json, sha256_of_json, write_json
-from kser_tf.pipelines.benchmark_matrix import BenchmarkMatrix, Cell
+from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell
 from kser_tf.pipelines.evaluate import evaluation_inputs
 from kser_tf.pipelines.job import current_result
 from kser_tf.pipelines.train import TrainConfig, training_inputs

@@ -24,12 +24,15 @@ class Setting:
     Args:
         prepare: Keys of `PrepareConfig`, over the benchmark's.
         train: Keys of `TrainConfig`, over the benchmark's.
+        pool: Keys of `PoolConfig`; `{}` for its defaults. Models with knowledge then have knowledge about users too, pooled from
+            each text about the items. Defaults to none.
     """
 
     __pydantic_config__ = STRICT_KEYS
 
     prepare: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    pool: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
