@@ -36,8 +36,9 @@ class PoolConfig:
         prepared: Folder that `prepare` wrote, with `history_only`: the interactions that give no example are what is pooled.
         store: Knowledge store of the items.
         output: Folder of the users' store. One that this job wrote before is replaced; any other is left alone.
-        centred: Whether the mean over all items is taken off: texts of one catalogue are much alike, and means of them still
-            more. Defaults to true.
+        centred: Whether the mean over all items is taken off, and what is left, in which users differ, is brought to length 1.
+            Defaults to false: on MovieLens-1M it made the validation AUC worse, 0.794 in place of 0.798 (one seed): what sets a
+            user apart is then large enough to be learned by heart.
         dtype: How vectors are stored: int8, float16 or float32. Defaults to float32.
     """
 
@@ -46,17 +47,17 @@ class PoolConfig:
     prepared: str
     store: str
     output: str
-    centred: bool = True
+    centred: bool = False
     dtype: VectorType = "float32"
 
 
 def pool(config: PoolConfig) -> dict[str, Any]:
     """Does what `PoolConfig` says.
 
-    With the mean `m_i` of an item's chunks and the mean `c` of those over the items of the store, a user who liked the items
-    `L` among the first interactions has
+    With the mean `m_i` of an item's chunks, a user who liked the `n` items `L` among the first interactions has
 
-        liked = sum over L of (m_i - c) / |sum over L of (m_i - c)|
+        liked = sum over L of m_i / n
+              = sum over L of (m_i - c) / |sum over L of (m_i - c)|        (`centred`; c: the mean over the store's items)
 
     and likewise `disliked`; both fields have one chunk. All this lies strictly before every example of the user, so it knows
     nothing of them, whatever the split. Items that were taken out of training (cold ones) do not count. A user who liked
@@ -84,7 +85,7 @@ def pool(config: PoolConfig) -> dict[str, Any]:
     with new_directory(config.output, overwrite=True) as folder:
         written = KnowledgeStore.write(
             folder / "store",
-            batches=_pooled(users, codes[counted], early[LABEL].to_numpy()[counted], items),
+            batches=_pooled(users, codes[counted], early[LABEL].to_numpy()[counted], items, to_unit=config.centred),
             fields=FIELDS,
             encoder=f"pooled: {store.manifest['encoder']}",
             dtype=config.dtype,
@@ -140,7 +141,7 @@ def _vectors_of_items(store: KnowledgeStore, ids: np.ndarray, *, centred: bool) 
 
 
 def _pooled(
-    users: np.ndarray, codes: np.ndarray, labels: np.ndarray, items: np.ndarray
+    users: np.ndarray, codes: np.ndarray, labels: np.ndarray, items: np.ndarray, *, to_unit: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields users with their chunks `(n, 2, 1, width)` and the mask of these, in the order in which they first stand there."""
     numbers, ids = pd.factorize(users)
@@ -152,10 +153,13 @@ def _pooled(
         first, last = np.searchsorted(numbers, [start, min(start + _BATCH, len(ids))])
         of_batch = slice(first, last)
         sums = np.zeros((min(_BATCH, len(ids) - start), len(FIELDS), items.shape[1]))
-        np.add.at(sums, (numbers[of_batch] - start, np.where(labels[of_batch] == 1, 0, 1)), items[codes[of_batch]])
-        lengths = np.linalg.norm(sums, axis=-1, keepdims=True)
-        mask: np.ndarray = lengths > _NO_LENGTH
-        chunks = np.where(mask, sums / np.where(mask, lengths, 1), 0).astype(np.float32)
+        counts = np.zeros((len(sums), len(FIELDS), 1))
+        places = (numbers[of_batch] - start, np.where(labels[of_batch] == 1, 0, 1))
+        np.add.at(sums, places, items[codes[of_batch]])
+        np.add.at(counts, places, 1)
+        divisors = np.linalg.norm(sums, axis=-1, keepdims=True) if to_unit else counts
+        mask: np.ndarray = divisors > (_NO_LENGTH if to_unit else 0)
+        chunks = (sums / np.where(mask, divisors, 1)).astype(np.float32)
         there = mask.any((1, 2))
         batch = ids[start : start + len(sums)]
         yield batch[there], chunks[there][:, :, None], mask[there]

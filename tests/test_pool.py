@@ -78,14 +78,14 @@ def test_what_lies_before_all_examples_of_a_user(tmp_path):
 
 
 def test_vectors_by_hand(tmp_path, store):
-    users, result = pooled(prepared(tmp_path / "data"), store, centred=False)
+    users, result = pooled(prepared(tmp_path / "data"), store)
     assert users.fields == ("liked", "disliked")
     chunks, mask = users.lookup(np.array(["a", "b", "c", "d", "e"], object))
     assert chunks.shape == (5, 2, 1, 2)
     assert mask[:, :, 0].tolist() == [[True, True], [False, True], [True, False], [True, False], [False, False]]
-    np.testing.assert_allclose(chunks[0, :, 0], [unit(1, 0), unit(2, 4)], rtol=1e-6)  # y is the mean of its two chunks
-    np.testing.assert_allclose(chunks[1, 1, 0], unit(-1, -2), rtol=1e-6)  # x and z
-    np.testing.assert_allclose(chunks[2, 0, 0], unit(1, 0), rtol=1e-6)  # v is unknown, x liked
+    np.testing.assert_allclose(chunks[0, :, 0], [(1, 0), (2, 4)])  # y is the mean of its two chunks
+    np.testing.assert_allclose(chunks[1, 1, 0], (-0.5, -1))  # x and z
+    np.testing.assert_allclose(chunks[2, 0, 0], (1, 0))  # v is unknown, x liked
     assert not chunks[~mask].any()
     assert result == {
         "users": 4,
@@ -98,8 +98,9 @@ def test_vectors_by_hand(tmp_path, store):
 
 
 def test_what_all_items_have_in_common_is_taken_off(tmp_path, store):
-    users, _ = pooled(prepared(tmp_path / "data"), store)
-    chunks, _ = users.lookup(np.array(["a", "b"], object))
+    users, _ = pooled(prepared(tmp_path / "data"), store, centred=True)
+    chunks, mask = users.lookup(np.array(["a", "b"], object))
+    assert mask[:, :, 0].tolist() == [[True, True], [False, True]]
     centre = (np.array([1, 0]) + np.array([2, 4]) + np.array([-2, -2])) / 3
     np.testing.assert_allclose(chunks[0, 0, 0], unit(*(np.array([1, 0]) - centre)), rtol=1e-6)
     np.testing.assert_allclose(chunks[1, 1, 0], unit(*(np.array([-1, -2]) - 2 * centre)), rtol=1e-6)
@@ -116,7 +117,7 @@ def test_batches_make_no_difference(tmp_path, store, monkeypatch):
     assert parts.ids.tolist() == whole.ids.tolist()
     found, found_mask = parts.lookup(whole.ids)
     np.testing.assert_array_equal(found_mask, mask)
-    np.testing.assert_allclose(found, chunks, atol=1e-3)
+    np.testing.assert_allclose(found, chunks, atol=4e-3)
 
 
 def test_cold_items_do_not_count(tmp_path, store):
@@ -135,9 +136,8 @@ def test_cold_items_do_not_count(tmp_path, store):
         pytest.fail("no seed takes z out")
     users, result = pooled(data, store)
     assert result["of_cold_items"] == (early["item"] == "z").sum() > 1
-    centre = (np.array([1, 0]) + np.array([2, 4]) + np.array([-2, -2])) / 3
     chunks, _ = users.lookup(np.array(["b"], object))
-    np.testing.assert_allclose(chunks[0, 1, 0], unit(*([1, 0] - centre)), rtol=1e-6)  # x is left, of x and z
+    np.testing.assert_allclose(chunks[0, 1, 0], (1, 0))  # x is left, of x and z
 
 
 def test_what_is_done_is_not_done_again(tmp_path, store, capsys):
