@@ -463,9 +463,9 @@ def _history(features: list[tuple[str | int, Any]], scores: Any | None) -> tuple
         if isinstance(given, tf.SparseTensor):
             raise ValueError(f"the history's feature {name!r} is a SparseTensor. Pad it: tf.sparse.to_dense(...).")
         value = given if isinstance(given, tf.RaggedTensor) else tf.convert_to_tensor(given)
-        if not isinstance(value, tf.RaggedTensor) and value.shape.rank == 3 and value.shape[-1] == 1:  # noqa: PLR2004
+        if not isinstance(value, tf.RaggedTensor) and value.shape.rank == 3 and value.shape[-1] == 1:
             value = value[..., 0]
-        if value.shape.rank != 2:  # noqa: PLR2004
+        if value.shape.rank != 2:
             raise ValueError(
                 f"the history's feature {name!r} must be (batch, length), or ragged. Received: shape {value.shape}"
             )
