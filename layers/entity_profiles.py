@@ -59,12 +59,8 @@ class EntityProfiles(KnowledgeProfile):
 
     @property
     def is_at_hand(self) -> bool:
-        """Whether `remember` has put the profiles at hand, or found the store too large for it."""
-        return self._at_hand.value is not None or self._is_too_large
-
-    @property
-    def _is_too_large(self) -> bool:
-        return 4 * len(self._lookup.tables().ids) * self.width > _MOST_BYTES
+        """Whether `remember` has put the profiles at hand."""
+        return self._at_hand.value is not None
 
     def forget(self) -> None:
         """Undoes `remember`: the look-up has another store. Models must be traced anew."""
@@ -73,7 +69,7 @@ class EntityProfiles(KnowledgeProfile):
     def remember(self) -> None:
         """Computes the profiles of the whole store for training, with the weights as they are."""
         count = len(self._lookup.tables().ids)
-        if self._is_too_large:
+        if 4 * count * self.width > _MOST_BYTES:
             return
         parts = [tf.zeros([1, self.width], self.compute_dtype)]
         for start in range(0, count, _ROWS_AT_ONCE):

@@ -111,9 +111,6 @@ class HistoryCorrection(tf.keras.layers.Layer):
     def _profiles(self, rows: Any, training: bool) -> Any:
         if self._baked.value is not None:
             return self._baked.value.gather(rows, self.compute_dtype)
-        if training and not self.profiles.is_at_hand:
-            with tf.init_scope():
-                self.profiles.remember()
         return self.profiles.of_rows(rows, training=training)
 
     def _read(self, number: int, given: Any) -> Any:

@@ -293,9 +293,12 @@ class OutputCorrection(tf.keras.layers.Layer):
         return both[:, :1], both[:, 1:]
 
     def refresh(self) -> None:
-        """Makes what is kept for training anew where weights were loaded with which it would be something else."""
+        """Makes what is kept for training, anew where weights were loaded with which it would be something else."""
         for history in self.histories.values():
-            history.profiles.refresh()
+            if history.profiles.is_at_hand:
+                history.profiles.refresh()
+            elif history.lookup.is_connected:
+                history.profiles.remember()
 
     def bakeable_tables(self) -> list[BakeableVectors]:
         """Returns for each entity that has a store what can be computed ahead: see `kser_tf.serving.baking`."""
