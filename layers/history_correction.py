@@ -61,7 +61,7 @@ class HistoryCorrection(tf.keras.layers.Layer):
 
     def build(self, input_shape: Any = None) -> None:
         """Makes all weights. Their shapes follow from the arguments, so it can be called without any."""
-        if self.built:
+        if self.profiles.built:
             return
         for number, values in enumerate(self.kinds):
             if values is not None:

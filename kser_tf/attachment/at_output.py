@@ -213,10 +213,10 @@ def _checked(stores: Any) -> dict[str | int, Attachment]:
                 f"{what}: `feedback` tells what the user thought of what is in `history`. Name that feature too: "
                 "kser_tf.Attachment(store, history=..., feedback=...)."
             )
-        for name, values in kinds.items():
+        for told_by, values in kinds.items():
             if values is not None and (not values or len(values) > _MOST_VALUES):
                 raise AttachError(
-                    f"{what}: the feedback {name!r} has {len(values)} values; there are to be 1 to {_MOST_VALUES}. Give it as a "
+                    f"{what}: the feedback {told_by!r} has {len(values)} values; there are to be 1 to {_MOST_VALUES}. Give it as a "
                     "number, or name the values that matter: all others share one vector."
                 )
         attachments[feature] = attachment

@@ -458,7 +458,7 @@ def _history(features: list[tuple[str | int, Any]], scores: Any | None) -> tuple
     `scores` is how many there are in all, where a row may have several; those of a row have one history.
     """
     (first, ids), *_ = features
-    ready = []
+    ready: list[Any] = []
     for name, given in features:
         if isinstance(given, tf.SparseTensor):
             raise ValueError(f"the history's feature {name!r} is a SparseTensor. Pad it: tf.sparse.to_dense(...).")
