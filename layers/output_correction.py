@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kser_tf.layers.bakeable_vectors import BakeableVectors
+from kser_tf.layers.history_correction import HistoryCorrection
 from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
 from kser_tf.layers.knowledge_lookup import KnowledgeLookup
 from kser_tf.layers.shaped_layer import cloned
@@ -43,6 +45,9 @@ class OutputCorrection(tf.keras.layers.Layer):
     done once for each distinct id of a batch. Context numbers are squashed, `sign(x) log(1 + |x|)`, such that an age or
     a price can be passed as it is; those that are missing (NaN) or infinite count as 0.
 
+    Where what the user did before is given for an entity, of the same kind, a second correction is added: that of
+    `HistoryLikeness`, from what the user thought of what is like the candidate.
+
     Built from the published description of KSER, which attaches to embeddings; the correction of an output is ours.
 
     Args:
@@ -57,11 +62,15 @@ class OutputCorrection(tf.keras.layers.Layer):
         kernel_regularizer: Regularizer of all kernels, those of the extractors too. Defaults to `None`.
         xla: bool. Whether XLA can compile the layer (`jit_compile=True`). The ids, which must be integers then, are found by
             binary search, and an entity's work is done for each of its rows. Defaults to `False`.
+        histories: For the entities whose history is given, for each feature of feedback `None` where it is a number, or the
+            list of its values. Defaults to none.
         shapes: For each entity's name `(fields, chunks, width)`. Taken from the stores.
 
     Call arguments:
         ids: For each entity's name the ids of the rows, `(batch,)`, integer or string as in the store.
         context: `(batch, context_size)`, floating point; `None` where `context_size` is 0. Its gradient is stopped.
+        histories: For each entity in `histories` the ids of what the user did before, `(batch, length)`, where any id that
+            the store does not hold stands for nothing; and a list of the feedback, `(batch, length)` each. Ragged alike.
 
     Returns:
         `(batch,)`, float32.
@@ -86,6 +95,7 @@ class OutputCorrection(tf.keras.layers.Layer):
         context_size: int = 0,
         kernel_regularizer: Any = None,
         xla: bool = False,
+        histories: Mapping[str, Sequence[Sequence[Any] | None]] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
         trained_with: Mapping[str, str | None] | None = None,
         **kwargs: Any,
@@ -108,6 +118,10 @@ class OutputCorrection(tf.keras.layers.Layer):
         self.xla = xla
         # Derived. Sorted: files keep the layers of a dict by their order, and that must not be the caller's.
         self.entities = tuple(sorted(stores or shapes or {}))
+        if unknown := set(histories or {}) - set(self.entities):
+            raise ValueError(
+                f"`histories` must be of {', '.join(self.entities)}. Received: {', '.join(sorted(unknown))}"
+            )
         self._statistics: Any = Untracked({})
         # While a model is exported: for entities' names the vectors of all ids.
         self._baked: Any = Untracked({})
@@ -132,6 +146,12 @@ class OutputCorrection(tf.keras.layers.Layer):
             setattr(self, lookup.name, lookup)
             setattr(self, made.name, made)
             self._statistics.value[name] = StatisticsAtHand(lookup, made.esf_net)
+            if name in (histories or {}):
+                setattr(
+                    self,
+                    f"history_{i}",
+                    HistoryCorrection(lookup, (histories or {})[name], dtype=self.dtype_policy, name=f"history_{i}"),
+                )
         for i, units in enumerate(self.hidden_units):
             setattr(self, f"hidden_{i}", self._dense(units, f"hidden_{i}"))
         # float32 in every precision policy, as the logit that it is added to.
@@ -158,6 +178,12 @@ class OutputCorrection(tf.keras.layers.Layer):
     def extractors(self) -> dict[str, KnowledgeExtractor]:
         """For each entity's name its extractor."""
         return {name: getattr(self, f"extractor_{i}") for i, name in enumerate(self.entities)}
+
+    @property
+    def histories(self) -> dict[str, HistoryCorrection]:
+        """For the entities whose history is given, by name, what corrects by it."""
+        numbered = {f"history_{i}": name for i, name in enumerate(self.entities)}
+        return {name: getattr(self, layer) for layer, name in numbered.items() if hasattr(self, layer)}
 
     @property
     def _dense_layers(self) -> list[Any]:
@@ -188,9 +214,18 @@ class OutputCorrection(tf.keras.layers.Layer):
             with tf.name_scope(layer.name):
                 layer.build((None, width))
             width = layer.units
+        for history in self.histories.values():
+            with tf.name_scope(history.name):
+                history.build()
         self.built = True
 
-    def call(self, ids: Mapping[str, Any], context: Any = None, training: bool | None = None) -> Any:
+    def call(
+        self,
+        ids: Mapping[str, Any],
+        context: Any = None,
+        histories: Mapping[str, Any] | None = None,
+        training: bool | None = None,
+    ) -> Any:
         missing = [name for name in self.entities if name not in ids]  # (AutoGraph knows no assignment expression.)
         if missing:
             raise ValueError(f"{self.name} needs the ids of {', '.join(missing)}. Received those of: {', '.join(ids)}")
@@ -208,7 +243,22 @@ class OutputCorrection(tf.keras.layers.Layer):
         hidden = tf.concat(parts, -1)
         for layer in self._dense_layers:
             hidden = layer(hidden)
-        return hidden[:, 0]
+        corrections = [hidden[:, 0]]
+        for name, layer in self.histories.items():
+            corrections.append(tf.cast(self._corrected_by_history(name, layer, ids[name], histories), tf.float32))
+        return tf.add_n(corrections)
+
+    def _corrected_by_history(self, name: str, layer: HistoryCorrection, ids: Any, histories: Any) -> Any:
+        if histories is None or name not in histories:
+            raise ValueError(f"{self.name} needs the history for {name}.")
+        history, feedback = histories[name]
+        find = functools.partial(_searched, layer.lookup) if self.xla else None
+        try:
+            rows = layer.rows(history, find)
+        except ValueError as error:
+            raise ValueError(f"the history for {name!r}: {error}") from None
+        # Profiles that are kept are compared with the weights where `fit` begins, and nowhere else.
+        return layer(layer.rows(ids, find), rows, feedback, training=in_training_step())
 
     def _there_and_vector(self, i: int, name: str, ids: Any, training: bool) -> tuple[Any, Any]:
         """Whether there is knowledge of entity `i`, `(batch, 1)`, and the vector made of it, `(batch, width)`."""
@@ -242,12 +292,23 @@ class OutputCorrection(tf.keras.layers.Layer):
     def _parts(self, both: Any) -> tuple[Any, Any]:
         return both[:, :1], both[:, 1:]
 
+    def refresh(self) -> None:
+        """Makes what is kept for training, anew where weights were loaded with which it would be something else."""
+        for history in self.histories.values():
+            if history.profiles.is_at_hand:
+                history.profiles.refresh()
+            elif history.lookup.is_connected:
+                history.profiles.remember()
+
     def bakeable_tables(self) -> list[BakeableVectors]:
         """Returns for each entity that has a store what can be computed ahead: see `kser_tf.serving.baking`."""
-        return [
-            self._bakeable(i, name, lookup)
-            for i, (name, lookup) in enumerate(self.lookups.items())
-            if lookup.is_connected
+        connected = {name: lookup for name, lookup in self.lookups.items() if lookup.is_connected}
+        vectors = [self._bakeable(self.entities.index(name), name, lookup) for name, lookup in connected.items()]
+        # A table of their own: of int8, each row has one scale, and profiles are smaller than vectors.
+        return vectors + [
+            history.bakeable(f"profile_{_table_name(name)}")
+            for name, history in self.histories.items()
+            if name in connected
         ]
 
     def _bakeable(self, i: int, name: str, lookup: KnowledgeLookup) -> BakeableVectors:
@@ -263,7 +324,7 @@ class OutputCorrection(tf.keras.layers.Layer):
             return {"embedding": vector, "aligned": vector}
 
         return BakeableVectors(
-            f"correction_{re.sub(r'[^A-Za-z0-9_]', '_', name)}",
+            f"correction_{_table_name(name)}",
             lookup,
             lookup.tables().ids,
             1 + self.width,
@@ -295,6 +356,8 @@ class OutputCorrection(tf.keras.layers.Layer):
         for name, store in stores.items():
             self.lookups[name].connect(store)
             self._statistics.value[name] = StatisticsAtHand(self.lookups[name], self.extractors[name].esf_net)
+            if name in self.histories:
+                self.histories[name].profiles.forget()
 
     def adapt(self, stores: Mapping[str, Any]) -> None:
         """Tells each extractor about its catalogue as a whole, as `KnowledgeExtractor.adapt` does.
@@ -303,6 +366,8 @@ class OutputCorrection(tf.keras.layers.Layer):
         """
         for name, store in stores.items():
             self.extractors[name].adapt(store)
+            if name in self.histories:
+                self.histories[name].profiles.adapt(store)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -313,6 +378,7 @@ class OutputCorrection(tf.keras.layers.Layer):
             context_size=self.context_size,
             kernel_regularizer=tf.keras.regularizers.serialize(self.kernel_regularizer),
             xla=self.xla,
+            histories={name: history.kinds for name, history in self.histories.items()},
             shapes={name: list(lookup.shape) for name, lookup in self.lookups.items()},
             trained_with={name: lookup.trained_with for name, lookup in self.lookups.items()},
         )
@@ -334,6 +400,10 @@ def _searched(lookup: KnowledgeLookup, ids: Any) -> Any:
     places = tf.minimum(tf.searchsorted(in_order, ids), len(known) - 1)
     found = tf.equal(tf.gather(in_order, places), ids)
     return tf.where(found, tf.gather(tf.constant(order, tf.int32), places), -1)
+
+
+def _table_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]", "_", name)
 
 
 def _shape(shapes: Mapping[str, Sequence[int]] | None, name: str) -> Any:

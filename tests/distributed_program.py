@@ -46,9 +46,8 @@ def train(path: Path, strategy: str, scope: Any, output: Path) -> dict[str, Any]
     with contextlib.nullcontext() if scope is None else scope.scope():
         model = make_model()
         model({"movie": tf.constant(["m1"])})
-        kser_tf.attach(
-            model, into={"movie_model": store}, at_output={"movie": store}, output_kind="score", verbose=False
-        )
+        at_output = {"movie": kser_tf.Attachment(store, history="past")}
+        kser_tf.attach(model, into={"movie_model": store}, at_output=at_output, output_kind="score", verbose=False)
         if strategy == "extractor_only":
             kser_tf.extractor_only(model)
         elif strategy == "extractor_alone":
@@ -113,7 +112,9 @@ def make_model():
 def make_examples() -> tf.data.Dataset:
     rng = np.random.default_rng(2)
     movies = np.array([f"m{i}" for i in rng.integers(0, MOVIES, ROWS)])
-    return tf.data.Dataset.from_tensor_slices(({"movie": movies}, rng.normal(size=ROWS).astype("float32"))).batch(BATCH)
+    past = np.array([f"m{i}" for i in rng.integers(0, MOVIES, ROWS * 3)]).reshape(ROWS, 3)
+    labels = rng.normal(size=ROWS).astype("float32")
+    return tf.data.Dataset.from_tensor_slices(({"movie": movies, "past": past}, labels)).batch(BATCH)
 
 
 if __name__ == "__main__":

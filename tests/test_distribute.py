@@ -87,6 +87,7 @@ def test_two_replicas_train_as_one(local: dict[str, Any], strategy: str) -> None
     moved = [name for name in one if name.startswith("moved/") and one[name]]
     assert any("alignment/output_kernel" in name for name in moved)
     assert any("projection" in name for name in moved)
+    assert any("likeness/output_kernel" in name for name in moved)
     assert any("embeddings" in name for name in moved) == (strategy != "extractor_alone")
     assert_alike(two, one)
 

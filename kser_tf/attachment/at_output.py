@@ -12,14 +12,19 @@ from kser_tf.attachment.into import require_one_keras, require_store
 from kser_tf.attachment.output_corrected import (
     OUTPUT_KINDS,
     CorrectionPlan,
+    HistoryFeatures,
     OutputCorrected,
     input_names,
     put_on,
 )
+from kser_tf.attachment.place import Attachment
 from kser_tf.attachment.report import AT_OUTPUT, NO_STORE, AttachedPlace, store_name
 from kser_tf.attachment.saved_model_backbone import SavedModelBackbone
 from kser_tf.errors import AttachError
 from kser_tf.layers import OutputCorrection
+
+# Each value of a history's feedback is compared with all of them.
+_MOST_VALUES = 256
 
 
 def attach_at_output(
@@ -54,7 +59,8 @@ def attach_at_output(
 
     Args:
         model: A Keras model: subclassed (a `tfrs.Model`, for instance) or functional.
-        stores: For each id feature a store with the knowledge about its entities. A feature is named by its key in the
+        stores: For each id feature a store with the knowledge about its entities, or a `kser_tf.Attachment` that also names
+            what the user did before: its `history` and `feedback`. A feature is named by its key in the
             model's dict of features (`"sparse_features.movie_id"` of a dict in it), by its index where the model takes a
             tuple or list, by the name of an input of a functional model, or by the name of an argument of `call`. One id
             for each score: `(batch,)` or `(batch, 1)`, or `(batch, list)` for a listwise model; a user's id beside a list
@@ -94,18 +100,20 @@ def attach_at_output(
             f"the output of the model is corrected already, from {_listed(plan_of(model).features.values())}. "
             "Give it another store with kser_tf.connect; or detach it, and name all features in one call."
         )
-    if not isinstance(stores, Mapping) or not stores:
-        raise AttachError(
-            f"`at_output` must name features and their stores, {{'movie_id': store}}. Received: {stores!r}"
-        )
-    for feature, store in stores.items():
-        require_store(f"at_output[{feature!r}]", store)
+    attachments = _checked(stores)
     model = functional_of(model)
     features = {_entity(feature): feature for feature in stores}
-    _require_inputs(model, [*stores, *context])
-    by_entity = {_entity(feature): store for feature, store in stores.items()}
+    histories = {
+        _entity(feature): HistoryFeatures(attachment.history, tuple(attachment.feedback_values()))
+        for feature, attachment in attachments.items()
+        if attachment.history is not None
+    }
+    named = [name for history in histories.values() for name in (history.ids, *history.feedback)]
+    _require_inputs(model, [*stores, *context, *named])
+    by_entity = {_entity(feature): attachment.store for feature, attachment in attachments.items()}
     plan = CorrectionPlan(
         features=features,
+        histories=histories,
         context=tuple(context),
         backbone_logit=backbone_logit,
         output=output,
@@ -120,6 +128,11 @@ def attach_at_output(
         context_size=len(plan.context) + backbone_logit,
         kernel_regularizer=kernel_regularizer,
         xla=xla,
+        histories={
+            _entity(feature): list(attachment.feedback_values().values())
+            for feature, attachment in attachments.items()
+            if attachment.history is not None
+        },
         name="output_correction",
     )
     correction.build()
@@ -130,6 +143,8 @@ def attach_at_output(
 
 def connect_output(model: Any, stores: Mapping[str | int, Any], *, adapt: bool) -> None:
     """Does `kser_tf.connect` for features whose knowledge corrects the output."""
+    for feature, store in stores.items():
+        require_store(repr(feature), store)
     names = {feature: name for name, feature in plan_of(model).features.items()}
     by_entity = {names[feature]: store for feature, store in stores.items()}
     model.output_correction.connect(by_entity)
@@ -151,11 +166,12 @@ def report_output(model: Any) -> list[AttachedPlace]:
     chosen = "" if plan.output is None else f" {plan.output!r}"
     places = []
     for entity, feature in plan.features.items():
-        store = plan.stores.get(entity)
+        store, history = plan.stores.get(entity), plan.histories.get(entity)
+        seen = "" if history is None else f", and history {history.ids!r}"
         places.append(
             AttachedPlace(
                 path=str(feature),
-                layer=f"the output{chosen}, a {plan.output_kind}",
+                layer=f"the output{chosen}, a {plan.output_kind}{seen}",
                 ids="unknown" if store is None else f"{store.id_dtype} ids",
                 width=correction.width,
                 mode=AT_OUTPUT,
@@ -176,6 +192,35 @@ def plan_of(model: Any) -> CorrectionPlan:
 
 def _entity(feature: str | int) -> str:
     return f"input_{feature}" if isinstance(feature, int) else feature
+
+
+def _checked(stores: Any) -> dict[str | int, Attachment]:
+    if not isinstance(stores, Mapping) or not stores:
+        raise AttachError(
+            f"`at_output` must name features and their stores, {{'movie_id': store}}. Received: {stores!r}"
+        )
+    attachments = {}
+    for feature, given in stores.items():
+        attachment = given if isinstance(given, Attachment) else Attachment(given)
+        what = f"at_output[{feature!r}]"
+        require_store(what, attachment.store, "a kser_tf.KnowledgeStore, or a kser_tf.Attachment with one")
+        for name in ("vocabulary", "extractor", "unknown"):
+            if getattr(attachment, name) is not None:
+                raise AttachError(f"{what}: `{name}` is of the way into an embedding. At the output leave it out.")
+        kinds = attachment.feedback_values()
+        if kinds and attachment.history is None:
+            raise AttachError(
+                f"{what}: `feedback` tells what the user thought of what is in `history`. Name that feature too: "
+                "kser_tf.Attachment(store, history=..., feedback=...)."
+            )
+        for told_by, values in kinds.items():
+            if values is not None and (not values or len(values) > _MOST_VALUES):
+                raise AttachError(
+                    f"{what}: the feedback {told_by!r} has {len(values)} values; there are to be 1 to {_MOST_VALUES}. Give it as a "
+                    "number, or name the values that matter: all others share one vector."
+                )
+        attachments[feature] = attachment
+    return attachments
 
 
 def _listed(features: Any) -> str:

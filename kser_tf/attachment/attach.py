@@ -62,7 +62,8 @@ def attach(
         model: A Keras 2 or Keras 3 model; `tfrs.Model` is one.
         into: For each path of an embedding layer (see `kser_tf.layer_paths.layer_paths`) its `kser_tf.KnowledgeStore`, or a
             `kser_tf.Attachment` that also says which ids the layer's indices stand for. Defaults to none.
-        at_output: For each name of an id feature its store. Defaults to none.
+        at_output: For each name of an id feature its store, or a `kser_tf.Attachment` that also names the features which hold
+            what the user did before (`history`) and thought of it (`feedback`). Defaults to none.
         mode: Of `into`: `"residual"` (the width stays), or `"append"` (embedding and knowledge side by side), for models
             that are yet to be built and trained. Defaults to `"residual"`.
         id_dropout: float. Of `into`: for which share of the entities `fit` goes on with the embedding that the layer has of

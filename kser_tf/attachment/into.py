@@ -146,6 +146,11 @@ def _checked(into: Mapping[str, Any]) -> dict[str, Attachment]:
     for path, given in into.items():
         attachment = given if isinstance(given, Attachment) else Attachment(given)
         require_store(f"into[{path!r}]", attachment.store, "a kser_tf.KnowledgeStore, or a kser_tf.Attachment with one")
+        if attachment.history is not None or attachment.feedback_values():
+            raise AttachError(
+                f"into[{path!r}]: `history` and `feedback` are of the way at the output. Name the candidate's id feature there: "
+                "at_output={'movie_id': kser_tf.Attachment(store, history=...)}; both ways may be given in one call."
+            )
         attachments[path] = attachment
     return attachments
 

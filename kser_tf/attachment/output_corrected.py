@@ -32,6 +32,19 @@ _LARGEST_CORRECTION = 40.0
 _steps = threading.local()
 
 
+@dataclass(frozen=True)
+class HistoryFeatures:
+    """The features that tell what a user did before.
+
+    Args:
+        ids: Which holds the ids.
+        feedback: Which tell what the user thought of each.
+    """
+
+    ids: str | int
+    feedback: tuple[str | int, ...] = ()
+
+
 @dataclass(kw_only=True)
 class CorrectionPlan:
     """Where the correction of a model's output takes its inputs from, and where it goes.
@@ -39,6 +52,7 @@ class CorrectionPlan:
     Args:
         features: For each entity's name its feature: a key of the model's features, an index of its positional inputs,
             or the name of an argument of its `call`.
+        histories: For the entities' names whose history is given, its features.
         context: Likewise the features that the correction sees as numbers.
         backbone_logit: bool. Whether it sees the backbone's own logit.
         output: Which of the model's outputs is corrected: a key, an index, or `None` where it has only one.
@@ -48,6 +62,7 @@ class CorrectionPlan:
     """
 
     features: Mapping[str, str | int]
+    histories: Mapping[str, HistoryFeatures] = field(default_factory=dict)
     context: tuple[str | int, ...] = ()
     backbone_logit: bool = False
     output: str | int | None = None
@@ -82,9 +97,13 @@ class OutputCorrected:
         given = _arguments(type(self), args, kwargs)
         ids = {name: _feature(self, given, feature) for name, feature in plan.features.items()}
         numbers = [(name, _feature(self, given, name)) for name in plan.context]
+        histories = {
+            name: [(feature, _feature(self, given, feature)) for feature in (history.ids, *history.feedback)]
+            for name, history in plan.histories.items()
+        }
         answer = self._call_backbone(*args, **kwargs)
         output = _chosen(answer, plan.output)
-        return _replaced(answer, plan.output, self._corrected(output, ids, numbers))
+        return _replaced(answer, plan.output, self._corrected(output, ids, numbers, histories))
 
     def _call_backbone(self, *args: Any, **kwargs: Any) -> Any:
         backbone_call = super().call  # type: ignore[misc]
@@ -100,7 +119,15 @@ class OutputCorrected:
         extractors = {id(weight) for layer in attached for weight in layer.trainable_weights}
         return any(id(weight) not in extractors for weight in self.trainable_weights)  # type: ignore[attr-defined]
 
-    def _corrected(self, output: Any, ids: Mapping[str, Any], numbers: list[tuple[str | int, Any]]) -> Any:
+    def _corrected(
+        self,
+        output: Any,
+        ids: Mapping[str, Any],
+        numbers: list[tuple[str | int, Any]],
+        histories: Mapping[str, list[tuple[str | int, Any]]],
+        *,
+        flattened: bool = False,
+    ) -> Any:
         plan = self._correction_plan
         if not tf.is_tensor(output) or isinstance(output, tf.RaggedTensor | tf.SparseTensor):
             raise ValueError(
@@ -111,17 +138,27 @@ class OutputCorrected:
             raise ValueError(f"the output to be corrected must be floating point. Received: {output.dtype.name}")
         if output.shape.rank is None:  # tf.squeeze without an axis: as many scores as ids, however they lie
             ids, numbers = _flat_inputs(ids, numbers)
-            corrected = self._corrected(tf.reshape(output, [-1]), ids, numbers)
+            corrected = self._corrected(tf.reshape(output, [-1]), ids, numbers, histories, flattened=True)
             return tf.reshape(corrected, tf.shape(output))
         _require_one_entity_a_score(ids, output)
         context = [tf.cast(_spread(f"feature {name!r}", value, output), tf.float32) for name, value in numbers]
         if plan.backbone_logit:
             context.append(_logit(output, plan.output_kind))
+        several = flattened or any(size != 1 for size in output.shape[1:])
         flat = {name: tf.reshape(_spread(f"feature {name!r}", value, output), [-1]) for name, value in ids.items()}
         correction = self.output_correction(
-            flat, context=tf.stack([tf.reshape(number, [-1]) for number in context], -1) if context else None
+            flat,
+            context=tf.stack([tf.reshape(number, [-1]) for number in context], -1) if context else None,
+            histories={
+                name: _history(features, tf.size(output) if several else None) for name, features in histories.items()
+            },
         )
         return _added(output, tf.reshape(correction, tf.shape(output)), plan.output_kind)
+
+    def make_train_function(self, *args: Any, **kwargs: Any) -> Any:
+        # Every `fit` begins here, and weights may have been loaded since the last one.
+        self.output_correction.refresh()
+        return super().make_train_function(*args, **kwargs)  # type: ignore[misc]
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         with _correction_used(self, "compute_loss"):
@@ -146,6 +183,7 @@ class OutputCorrected:
             "trainable": trainable,
             "plan": {
                 "features": [[name, feature] for name, feature in plan.features.items()],
+                "histories": [[name, history.ids, *history.feedback] for name, history in plan.histories.items()],
                 "context": list(plan.context),
                 "backbone_logit": plan.backbone_logit,
                 "output": plan.output,
@@ -160,6 +198,9 @@ class OutputCorrected:
         correction = tf.keras.utils.deserialize_keras_object(config["correction"])
         plan = dict(config["plan"])
         plan["features"] = dict(plan["features"])
+        plan["histories"] = {
+            name: HistoryFeatures(ids, tuple(feedback)) for name, ids, *feedback in plan.get("histories", [])
+        }
         plan["context"] = tuple(plan["context"])
         correction.build()
         return with_trainable(put_on(backbone, correction, CorrectionPlan(**plan)), config["trainable"])
@@ -409,6 +450,42 @@ def _spread(what: str, values: Any, output: Any) -> Any:
                 "score. Several ids a row can be attached into their embedding: kser_tf.attach(model, into={...})."
             )
     return tf.broadcast_to(values, tf.shape(output))
+
+
+def _history(features: list[tuple[str | int, Any]], scores: Any | None) -> tuple[Any, list[Any]]:
+    """The ids of a history and its feedback, `(scores, length)` each, or ragged.
+
+    `scores` is how many there are in all, where a row may have several; those of a row have one history.
+    """
+    (first, ids), *_ = features
+    ready: list[Any] = []
+    for name, given in features:
+        if isinstance(given, tf.SparseTensor):
+            raise ValueError(f"the history's feature {name!r} is a SparseTensor. Pad it: tf.sparse.to_dense(...).")
+        value = given if isinstance(given, tf.RaggedTensor) else tf.convert_to_tensor(given)
+        if not isinstance(value, tf.RaggedTensor) and value.shape.rank == 3 and value.shape[-1] == 1:
+            value = value[..., 0]
+        if value.shape.rank != 2:
+            raise ValueError(
+                f"the history's feature {name!r} must be (batch, length), or ragged. Received: shape {value.shape}"
+            )
+        if isinstance(value, tf.RaggedTensor) != isinstance(ids, tf.RaggedTensor) or not value.shape.is_compatible_with(
+            ready[0].shape if ready else value.shape
+        ):
+            raise ValueError(
+                f"the history's feature {name!r} must be shaped as {first!r}, which holds its ids. Received: "
+                f"{_shape_of(value)} and {_shape_of(ready[0])}"
+            )
+        ready.append(value)
+    if scores is not None:
+        rows = ready[0].nrows(tf.int32) if isinstance(ready[0], tf.RaggedTensor) else tf.shape(ready[0])[0]
+        row_of_score = tf.range(scores) // tf.maximum(scores // tf.maximum(rows, 1), 1)
+        ready = [tf.gather(value, row_of_score) for value in ready]
+    return ready[0], ready[1:]
+
+
+def _shape_of(value: Any) -> str:
+    return f"{'ragged ' if isinstance(value, tf.RaggedTensor) else ''}shape {value.shape}"
 
 
 def _logit(output: Any, kind: str) -> Any:

@@ -23,7 +23,9 @@ _PROBE_IDS = 2
 
 @dataclass(frozen=True)
 class Attachment:
-    """What is attached to an embedding layer: a store, and where it is needed, which ids the layer's indices stand for.
+    """What is attached at one place: a store, and what else is to be known of that place.
+
+    `vocabulary`, `extractor` and `unknown` are of the way into an embedding, `history` and `feedback` of the way at the output.
 
     Args:
         store: The `kser_tf.KnowledgeStore`.
@@ -34,12 +36,28 @@ class Attachment:
         extractor: dict. Arguments of this `kser_tf.layers.KnowledgeExtractor`, beside those of all. Defaults to none.
         unknown: For `id_dropout`: what the layer is called with for an entity that it does not know, an id or an index.
             Defaults to finding it out, which needs a look-up layer with a place for unknown ids.
+        history: The feature that holds what the user did before, ids as the store's, `(batch, length)` or ragged. Whatever
+            the store does not hold, such as the id that pads a history, counts as nothing. What the user thought of that
+            whose knowledge is like the candidate's then corrects the output too. Defaults to none.
+        feedback: The features that tell what the user thought of each, shaped as `history`: a name, or several, of numbers
+            (ratings, dwell times); or a dict from names to the list of a feature's values, each of which is learned by
+            itself, such as `{"event": ["view", "cart", "buy"], "stars": [1, 2, 3, 4, 5], "seconds": None}` (`None`: it is a
+            number). Defaults to none: that it was done is all that counts.
     """
 
     store: KnowledgeStore
     vocabulary: Any = None
     extractor: Mapping[str, Any] | None = None
     unknown: Any = None
+    history: str | int | None = None
+    feedback: str | int | Sequence[str | int] | Mapping[Any, Sequence[Any] | None] = ()
+
+    def feedback_values(self) -> dict[str | int, list[Any] | None]:
+        """Returns for each feature of feedback its values; `None` for numbers."""
+        if isinstance(self.feedback, Mapping):
+            return {name: None if values is None else list(values) for name, values in self.feedback.items()}
+        names = [self.feedback] if isinstance(self.feedback, str | int) else self.feedback
+        return dict.fromkeys(names)
 
 
 @dataclass(frozen=True)

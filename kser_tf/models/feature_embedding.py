@@ -11,11 +11,11 @@ import tensorflow as tf
 from kser_tf.errors import ConfigError, StoreError
 from kser_tf.layers import KnowledgeLookup
 from kser_tf.layers.drawn_by_batch import drawn_by_batch
+from kser_tf.layers.entity_profiles import EntityProfiles
 from kser_tf.layers.gather_few import FEW_ROWS, gather_few
 from kser_tf.layers.statistics_at_hand import StatisticsAtHand
 from kser_tf.layers.untracked import Untracked
 from kser_tf.models.adaptor import Adaptor
-from kser_tf.models.entity_profiles import EntityProfiles
 from kser_tf.models.feature_indexer import rows_name, vocabulary_rows
 from kser_tf.models.historical_embeddings import HistoricalEmbeddings
 from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, UNKNOWN_INDEX, DatasetSchema, Feature

@@ -14,6 +14,7 @@ from kser_tf.errors import ConfigError
 from kser_tf.keras_version import require_keras_2
 from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.layers import KnowledgeLookup
+from kser_tf.layers.entity_profiles import EntityProfiles
 from kser_tf.schema import MISSING_INDEX, DatasetSchema
 
 require_keras_2("kser_tf.RankingModel")
@@ -24,7 +25,6 @@ from kser_tf.models import adaptors, backbones  # noqa: E402
 from kser_tf.models.adaptor import Adaptor  # noqa: E402
 from kser_tf.models.bakeable_entity import BakeableEntity  # noqa: E402
 from kser_tf.models.config import RankingModelConfig  # noqa: E402
-from kser_tf.models.entity_profiles import EntityProfiles  # noqa: E402
 from kser_tf.models.feature_embedding import FeatureEmbedding, chunks_name, mask_name  # noqa: E402
 from kser_tf.models.feature_indexer import FeatureIndexer, rows_name  # noqa: E402
 from kser_tf.models.user_knowledge import UserKnowledge  # noqa: E402

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kser_tf.layers import KnowledgeLookup, KnowledgeProfile
+from kser_tf.layers.knowledge_lookup import KnowledgeLookup
+from kser_tf.layers.knowledge_profile import KnowledgeProfile
 from kser_tf.layers.on_host import on_host
 from kser_tf.layers.untracked import Untracked
+from kser_tf.layers.xla import xla_compiles_this
 
 # Entities profiled at once: 9 chunks of 384 numbers each are 57 MB then.
 _ROWS_AT_ONCE = 4096
@@ -48,9 +50,21 @@ class EntityProfiles(KnowledgeProfile):
         if training and self._at_hand.value is not None:
             with on_host():  # The table has one row more, for row -1.
                 return tf.cast(tf.gather(self._at_hand.value, rows + 1), self.compute_dtype)
-        distinct, places = tf.unique(tf.reshape(rows, [-1]))
-        profiles = tf.gather(self(*self._lookup.lookup_rows(distinct)), places)
+        flat = tf.reshape(rows, [-1])
+        # XLA has no `unique`: it profiles an entity wherever it stands.
+        distinct, places = (flat, None) if xla_compiles_this() else tf.unique(flat)
+        profiles = self(*self._lookup.lookup_rows(distinct))
+        profiles = profiles if places is None else tf.gather(profiles, places)
         return tf.reshape(profiles, tf.concat([tf.shape(rows), [self.width]], 0))
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether `remember` has put the profiles at hand."""
+        return self._at_hand.value is not None
+
+    def forget(self) -> None:
+        """Undoes `remember`: the look-up has another store. Models must be traced anew."""
+        self._at_hand.value = self._made_with.value = None
 
     def remember(self) -> None:
         """Computes the profiles of the whole store for training, with the weights as they are."""
