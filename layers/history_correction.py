@@ -13,9 +13,6 @@ from kser_tf.layers.history_likeness import HistoryLikeness
 from kser_tf.layers.knowledge_lookup import UNKNOWN_ROW, KnowledgeLookup
 from kser_tf.layers.untracked import Untracked
 
-# Width of the vector that stands for a value of feedback that is one of a list.
-_VALUE_WIDTH = 4
-
 
 class HistoryCorrection(tf.keras.layers.Layer):
     """`HistoryLikeness` of raw ids: it looks up the knowledge about candidate and history, and reads the feedback.
@@ -25,9 +22,8 @@ class HistoryCorrection(tf.keras.layers.Layer):
     Args:
         lookup: What looks up the knowledge of the candidate and of the history.
         feedback: For each feature that says what the user thought of what is in the history: `None` where it is a number
-            (squashed, `sign(x) log(1 + |x|)`, 0 where it is no number), or the list of its values, each of which gets a
-            learned vector; all others share one. Without any, it counts that something is there.
-        num_heads: int. As for `HistoryLikeness`.
+            (squashed, `sign(x) log(1 + |x|)`, 0 where it is no number), or the list of its values: then one number for each
+            of them, 1 where it stands, and one for all others. Without any, the likeness alone counts.
 
     Call arguments:
         candidate: `(batch,)`. The rows of the candidates, as `rows` gives them.
@@ -42,15 +38,13 @@ class HistoryCorrection(tf.keras.layers.Layer):
         ValueError: Values are of another kind than those listed.
     """
 
-    def __init__(
-        self, lookup: KnowledgeLookup, feedback: Sequence[Sequence[Any] | None] = (), num_heads: int = 2, **kwargs: Any
-    ) -> None:
+    def __init__(self, lookup: KnowledgeLookup, feedback: Sequence[Sequence[Any] | None] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.lookup = lookup
         # Past Keras 2, which would track the lists.
         self._kinds: Any = Untracked([None if values is None else list(values) for values in feedback])
         self.profiles = EntityProfiles(lookup, dtype=self.dtype_policy, name="profiles")
-        self.likeness = HistoryLikeness(num_heads, dtype=self.dtype_policy, name="likeness")
+        self.likeness = HistoryLikeness(dtype=self.dtype_policy, name="likeness")
         # While a model is exported: the profiles of all ids.
         self._baked: Any = Untracked()
 
@@ -63,15 +57,7 @@ class HistoryCorrection(tf.keras.layers.Layer):
         """Makes all weights. Their shapes follow from the arguments, so it can be called without any."""
         if self.profiles.built:
             return
-        for number, values in enumerate(self.kinds):
-            if values is not None:
-                weight = self.add_weight(
-                    name=f"values_{number}",
-                    shape=(len(values) + 1, _VALUE_WIDTH),
-                    initializer=tf.keras.initializers.RandomNormal(stddev=0.5),
-                )
-                setattr(self, f"_values_{number}", weight)
-        width = sum(1 if values is None else _VALUE_WIDTH for values in self.kinds) or 1
+        width = sum(1 if values is None else len(values) + 1 for values in self.kinds)
         with tf.name_scope(self.profiles.name):
             self.profiles.build((None, *self.lookup.shape))
         with tf.name_scope(self.likeness.name):
@@ -100,10 +86,11 @@ class HistoryCorrection(tf.keras.layers.Layer):
     def call(self, candidate: Any, history: Any, feedback: Sequence[Any] = (), training: bool | None = None) -> Any:
         there = history != self._nothing
         parts = [self._read(number, values) for number, values in enumerate(feedback)]
+        parts.append(tf.zeros([*tf.unstack(tf.shape(there)), 0], self.compute_dtype))  # there may be no others
         correction = self.likeness(
             self._profiles(candidate, bool(training)),
             self._profiles(history, bool(training)),
-            tf.concat(parts or [tf.cast(there, self.compute_dtype)[..., None]], -1),
+            tf.concat(parts, -1),
             mask=there,
         )
         return correction[:, 0]
@@ -129,10 +116,7 @@ class HistoryCorrection(tf.keras.layers.Layer):
                 f"{given.dtype.name} values."
             ) from None
         same = given[..., None] == known
-        one_hot = tf.concat([same, ~tf.reduce_any(same, -1, keepdims=True)], -1)
-        return tf.matmul(
-            tf.cast(one_hot, self.compute_dtype), tf.cast(getattr(self, f"_values_{number}"), self.compute_dtype)
-        )
+        return tf.cast(tf.concat([same, ~tf.reduce_any(same, -1, keepdims=True)], -1), self.compute_dtype)
 
     def bakeable(self, name: str) -> BakeableVectors:
         """Returns the profiles as what can be computed ahead, called `name`: see `kser_tf.serving.baking`."""

@@ -150,10 +150,10 @@ def test_trained_alone_it_leaves_the_backbone_as_it_was(kind: str, stores: zoo.S
     attached(model, stores.movie_numbers, into={"movie": stores.movie_numbers})
     same([predicted(model, batch) for batch in batches], before)
     report = kser_tf.extractor_only(model, also=())
-    assert sum("history" in name for name in report.trained) == 5  # a value's vectors, and HistoryLikeness' four
+    assert sum("history" in name for name in report.trained) == 3  # HistoryLikeness'
     fit(compiled(model), 2)
     assert (predicted(model, batches[2]) != before[2]).mean() > 0.5
-    assert model.output_correction.histories["movie_id"].likeness.get_weights()[3].any()
+    assert model.output_correction.histories["movie_id"].likeness.get_weights()[2].any()
     np.testing.assert_array_equal(predicted(model, unknown), before_unknown)
 
     assert kser_tf.detach(model) is model
@@ -165,8 +165,8 @@ def by_the_formula(model: Any, store: Any, features: dict[str, np.ndarray]) -> n
     """The correction in float64, row by row, from the store's own vectors."""
     history = model.output_correction.histories["movie_id"]
     center, directions = (np.asarray(w, "float64") for w in history.profiles.get_weights())
-    sharpness, kernel, bias, output = (np.asarray(w, "float64") for w in history.likeness.get_weights())
-    (values,) = (np.asarray(w, "float64") for w in history.weights if w.shape == (len(EVENTS) + 1, 4))
+    kernel, bias, output = (np.asarray(w, "float64") for w in history.likeness.get_weights())
+    values = np.eye(len(EVENTS) + 1)
 
     def profile(movie: int) -> np.ndarray:
         chunks, mask = store.lookup([movie])
@@ -185,11 +185,15 @@ def by_the_formula(model: Any, store: Any, features: dict[str, np.ndarray]) -> n
             stars, event = features["stars"][row, place], features["event"][row, place]
             number = 0.0 if np.isnan(stars) else np.log1p(np.float64(stars))
             cosines.append(profile(movie) @ profile(other))
-            seen.append([number, *values[EVENTS.index(event) if event in EVENTS else 3], cosines[-1]])
+            seen.append([number, *values[EVENTS.index(event) if event in EVENTS else 3]])
+        if not seen:
+            found.append(0.0)
+            continue
         summed = []
-        for one in sharpness:
+        for one in history.likeness.sharpness:
             attention = np.exp(one * np.array(cosines))
-            summed += list(attention / attention.sum() @ np.array(seen)) if seen else [0.0] * 6
+            attention /= attention.sum()
+            summed += [*(attention @ (np.array(seen) - np.mean(seen, 0))), attention @ cosines]
         found.append(float(np.maximum(np.array(summed) @ kernel + bias, 0) @ output[:, 0]))
     return np.array(found)
 
@@ -405,7 +409,7 @@ def test_compiled_with_xla(stores: zoo.Stores) -> None:
         model.fit(zoo.tensors(features), labels(features), batch_size=32, epochs=2, shuffle=False, verbose=0)
     for one, other in zip(*(model.output_correction.get_weights() for model in models), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    assert models[0].output_correction.histories["movie_id"].likeness.get_weights()[3].any()
+    assert models[0].output_correction.histories["movie_id"].likeness.get_weights()[2].any()
     own = [np.asarray(model.predict(zoo.tensors(features), verbose=0)) for model in models]
     np.testing.assert_allclose(*own, atol=1e-5)
 
