@@ -21,6 +21,7 @@ class MovieLensRanker(tfrs.Model):
         film_ids: The films of the training log.
         sizes: For `genres` and each of `CATEGORIES` the number of indices.
         width: int. Of the embeddings.
+        recent: int. So many of the history, the most recent ones, it looks at.
         l2: float. Weight of the L2 penalty on the embeddings.
 
     Call arguments:
@@ -31,8 +32,9 @@ class MovieLensRanker(tfrs.Model):
         The logit, `(batch, 1)`.
     """
 
-    def __init__(self, film_ids, sizes, width=32, l2=2e-5):
+    def __init__(self, film_ids, sizes, width=32, l2=2e-5, recent=20):
         super().__init__()
+        self.recent = recent
 
         def embedding(size):
             return tf.keras.layers.Embedding(
@@ -58,10 +60,11 @@ class MovieLensRanker(tfrs.Model):
 
     def call(self, features):
         """Returns the logit."""
-        history_ids = features["history_movie_id"]
+        history_ids = features["history_movie_id"][:, : self.recent]
+        ratings = features["history_rating"][:, : self.recent]
         films = self.movie_embeddings(tf.concat([features["movie_id"][:, None], history_ids], 1))
         film, history = films[:, 0], films[:, 1:]
-        place = tf.concat([history, self.rating_embeddings(tf.maximum(features["history_rating"], 0))], -1)
+        place = tf.concat([history, self.rating_embeddings(tf.maximum(ratings, 0))], -1)
         vectors = [film, self._genres(features["genres"])]
         vectors += [layer(features[name]) for name, layer in self.category_embeddings.items()]
         vectors.append(self._interest(film, history, place, history_ids != NOTHING))
