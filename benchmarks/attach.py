@@ -6,7 +6,8 @@
 The model is in `movielens_ranker.py`. For each seed the base is trained until its validation AUC falls, and saved. `extractor_only`
 warm-starts from it, attaches into the film's embedding and, from the user's history, at the output, and trains one epoch;
 `all_parameters` attaches to a model that is trained from scratch. What is done lies in the work folder, a file for each training, and
-is not done again. Choices were made on validation rows of seed 1 (`--validation` prints its AUC and leaves the test rows alone).
+is not done again. Choices were made on validation rows of seed 1 (`--validation` prints its AUC and leaves the test rows alone). Times
+are the processor's, with TF_NUM_INTRAOP_THREADS=1 and TF_NUM_INTEROP_THREADS=1 those of one thread: on a busy machine the clock's say little.
 Writes `benchmarks/results/attach.json`.
 """
 
@@ -45,7 +46,7 @@ from kser_tf.schema import (
 )
 
 BASE = "base"
-BATCH, EVALUATION_BATCH = 1024, 8192
+EVALUATION_BATCH = 8192
 SLICES = ("all", "warm", "head", "tail", "cold", "active_users", "quiet_users")
 AVERAGED = (
     "seconds",
@@ -68,6 +69,7 @@ class Training:
         from_base: Whether it begins with the weights of the seed's base.
         history: Whether the user's history corrects the output.
         epochs: At most.
+        batch_size: Rows a step.
         rate: Learning rate.
         decay: Whether it falls to 0, along a cosine.
         rates: Multipliers for parts of the model.
@@ -79,6 +81,7 @@ class Training:
     from_base: bool = False
     history: bool = True
     epochs: int = 12
+    batch_size: int = 1024
     rate: float = 2e-3
     decay: bool = False
     rates: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -92,7 +95,8 @@ VARIANTS = {
         strategy="extractor_only",
         from_base=True,
         epochs=1,
-        rate=1e-3,
+        batch_size=4096,
+        rate=2e-3,
         decay=True,
         rates={"extractor": 5.0, "embedding": 0.5, "output": 0.5},
         id_dropout=0.3,
@@ -202,22 +206,21 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def steps(self) -> int:
+    def steps(self, batch_size: int) -> int:
         """Batches an epoch."""
-        return -(-len(self) // BATCH)
+        return -(-len(self) // batch_size)
 
     def batches(self, batch_size: int) -> tf.data.Dataset:
         """All examples in their order."""
         return tf.data.Dataset.from_tensor_slices(({**self.tensors}, self.labels)).batch(batch_size)
 
-    def shuffled(self, seed: int, epochs: int, id_dropout: float) -> tf.data.Dataset:
+    def shuffled(self, batch_size: int, seed: int, epochs: int, id_dropout: float) -> tf.data.Dataset:
         """The examples of `epochs`, each in an order of its own; a share of the films of each batch is unknown."""
-        labels, films = tf.constant(self.labels), 1 + max(self.film_ids)
+        labels, films, steps = tf.constant(self.labels), 1 + max(self.film_ids), self.steps(batch_size)
 
         def batch(step):
-            epoch, number = step // self.steps, step % self.steps
-            places = tf.range(number * BATCH, tf.minimum((number + 1) * BATCH, len(self)))
+            epoch, number = step // steps, step % steps
+            places = tf.range(number * batch_size, tf.minimum((number + 1) * batch_size, len(self)))
             keys = tf.stack([tf.constant(seed, tf.int64), epoch])
             rows = tf.random.experimental.index_shuffle(places, seed=keys, max_index=len(self) - 1)
             features = {name: tf.gather(tensor, rows) for name, tensor in self.tensors.items()}
@@ -230,7 +233,7 @@ class Examples:
                     features[name] = tf.where(drawn, tf.constant(UNKNOWN_FILM, tf.int64), features[name])
             return features, tf.gather(labels, rows)
 
-        return tf.data.Dataset.range(epochs * self.steps).map(batch, num_parallel_calls=1).prefetch(2)
+        return tf.data.Dataset.range(epochs * steps).map(batch, num_parallel_calls=1).prefetch(2)
 
 
 def run(training: Training, seed: int, folder: Path, base: Path | None, store, splits, *, test: bool) -> dict:
@@ -250,9 +253,9 @@ def run(training: Training, seed: int, folder: Path, base: Path | None, store, s
         trained = getattr(kser_tf, training.strategy)(model)
     else:
         trained = kser_tf.trainable_report(model)
-    rate = training.rate
+    rate, steps = training.rate, train.steps(training.batch_size)
     if training.decay:
-        rate = tf.keras.optimizers.schedules.CosineDecay(rate, train.steps * training.epochs)
+        rate = tf.keras.optimizers.schedules.CosineDecay(rate, steps * training.epochs)
     optimizer = tf.keras.optimizers.Adam(rate)
     if training.rates:
         optimizer = kser_tf.learning_rates(optimizer, model, **training.rates)
@@ -261,11 +264,13 @@ def run(training: Training, seed: int, folder: Path, base: Path | None, store, s
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.weights.h5"
     history = model.fit(
-        train.shuffled(seed, training.epochs, training.id_dropout if training.strategy is None else 0.0),
+        train.shuffled(
+            training.batch_size, seed, training.epochs, training.id_dropout if training.strategy is None else 0.0
+        ),
         epochs=training.epochs,
-        steps_per_epoch=train.steps,
+        steps_per_epoch=steps,
         callbacks=[
-            EpochTimer(BATCH, train.steps),
+            EpochTimer(training.batch_size, steps),
             ProcessorTimer(),
             ValidationAUC(validation, EVALUATION_BATCH),
             tf.keras.callbacks.ModelCheckpoint(
