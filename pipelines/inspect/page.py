@@ -125,7 +125,10 @@ _SHARES = ("mean", "below", "above")
 
 def _space_sentences(found: Mapping[str, Any]) -> list[str]:
     lines = []
-    for yardstick, group in (("co_rated_in_training", "all"), ("co_rated_in_test", "cold")):
+    for yardstick, group, rows in (
+        ("co_rated_in_training", "all", "training rows"),
+        ("co_rated_in_test", "cold", "test rows"),
+    ):
         shares = [
             f"{_SPACES[each['first']]} {percent(each['overlap'])}"
             for each in found["agreements"]
@@ -135,8 +138,8 @@ def _space_sentences(found: Mapping[str, Any]) -> list[str]:
         ]
         if shares:
             lines.append(
-                f"{_GROUPS[group]}: so many of the {found['neighbours']} nearest items are also nearest among those that are "
-                f"{_SPACES[yardstick]}: {', '.join(shares)}."
+                f"{_GROUPS[group]}: of an item's {found['neighbours']} nearest neighbours in a space so many are also its nearest by "
+                f"likes of the same users among the {rows}: {', '.join(shares)}."
             )
     return lines
 
