@@ -130,7 +130,7 @@ def _vectors_of_items(store: KnowledgeStore, ids: np.ndarray, *, centred: bool) 
     for start in range(0, len(store), _BATCH):
         block = np.arange(start, min(start + _BATCH, len(store)))
         chunks, mask = store.lookup(store.ids[block])
-        there = mask.any((1, 2))
+        there: np.ndarray = np.any(mask, axis=(1, 2))
         means = chunk_means(chunks, mask)
         total, count = total + means[there].sum(0), count + int(there.sum())
         wanted = (needed >= start) & (needed < start + len(block))
@@ -157,8 +157,8 @@ def _pooled(
         places = (numbers[of_batch] - start, np.where(labels[of_batch] == 1, 0, 1))
         np.add.at(sums, places, items[codes[of_batch]])
         np.add.at(counts, places, 1)
-        divisors = np.linalg.norm(sums, axis=-1, keepdims=True) if to_unit else counts
-        mask: np.ndarray = divisors > (_NO_LENGTH if to_unit else 0)
+        divisors: np.ndarray = np.linalg.norm(sums, axis=-1, keepdims=True) if to_unit else counts
+        mask: np.ndarray = np.greater(divisors, _NO_LENGTH if to_unit else 0)
         chunks = (sums / np.where(mask, divisors, 1)).astype(np.float32)
         there = mask.any((1, 2))
         batch = ids[start : start + len(sums)]
