@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kser_tf.metrics import student_t_quantile
+from kser_tf.metrics import CONFIDENCE, student_t_quantile
 
 _quantile = functools.lru_cache(maxsize=None)(student_t_quantile)
 
@@ -36,8 +36,8 @@ def differences_by_group(groups: np.ndarray, users: np.ndarray, base: np.ndarray
         model: `(rows,)`, loss of the model.
 
     Returns:
-        A row a group, by the group: `rows`, `users`, `base`, `model`, `difference` (model - base: below zero is better),
-        `low` and `high`, NaN where there is only one user.
+        A row a group, by the group: `rows`, `users`, `base`, `model`, `difference` (model - base: below zero is better), its
+        standard error `error`, `low` and `high`, NaN where there is only one user.
     """
     frame = pd.DataFrame(
         {"group": groups, "user": pd.factorize(users)[0], "base": base, "model": model, "difference": model - base}
@@ -54,6 +54,7 @@ def differences_by_group(groups: np.ndarray, users: np.ndarray, base: np.ndarray
     users_of = figures["users"].to_numpy()
     corrected = per_group["sum"].to_numpy() * users_of / np.maximum(users_of - 1, 1)
     error = np.where(users_of > 1, np.sqrt(corrected) / figures["rows"].to_numpy(), np.nan)
+    figures["error"] = error
     half_width = error * np.array([_quantile(max(int(count) - 1, 1)) for count in users_of])
     figures["low"], figures["high"] = figures["difference"] - half_width, figures["difference"] + half_width
     return figures
@@ -64,10 +65,13 @@ def count_worse(figures: pd.DataFrame, least_users: int) -> dict[str, Any]:
 
     Returns:
         `groups` with at least so many users, `too_small`, the number of the others, `worse` and `better` by the difference,
-        `surely_worse` and `surely_better` by the interval, and `by_chance`: how many on each side would look sure if
-        knowledge changed nothing.
+        `surely_worse` and `surely_better` by the interval, `by_chance`, how many on each side would look sure if knowledge
+        changed nothing, and `worse_of_all` and `better_of_all` by intervals so wide that in 95 of 100 such comparisons of all
+        groups not one would look sure (Bonferroni).
     """
     enough = figures[figures["users"] >= least_users]
+    confidence = 1 - (1 - CONFIDENCE) / max(len(enough), 1)
+    widths = enough["error"] * np.array([_quantile(max(int(count) - 1, 1), confidence) for count in enough["users"]])
     return {
         "groups": len(enough),
         "too_small": len(figures) - len(enough),
@@ -75,7 +79,9 @@ def count_worse(figures: pd.DataFrame, least_users: int) -> dict[str, Any]:
         "better": int((enough["difference"] < 0).sum()),
         "surely_worse": int((enough["low"] > 0).sum()),
         "surely_better": int((enough["high"] < 0).sum()),
-        "by_chance": 0.025 * len(enough),
+        "by_chance": (1 - CONFIDENCE) / 2 * len(enough),
+        "worse_of_all": int((enough["difference"] > widths).sum()),
+        "better_of_all": int((enough["difference"] < -widths).sum()),
     }
 
 

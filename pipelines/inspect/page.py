@@ -105,17 +105,18 @@ def _weight_sentences(found: Mapping[str, Any], entity: str) -> list[str]:
             f"{percent(by_place)} of the variance of these weights lies between fields and places; the rest hangs on what "
             "a chunk says and whose it is."
         )
-    seen = [
-        each
-        for each in found["associations"]
-        if each["entity"] == entity and each["field"] is None and each["correlation"] is not None
-    ]
-    if seen:
-        strongest = max(seen, key=lambda each: abs(each["correlation"]))
-        lines.append(
-            f"Of what is measured, the weight goes most with: {_SEEN[strongest['with']].lower()} (rank correlation "
-            f"{_correlation(strongest['correlation'])})."
-        )
+    strongest = []
+    for field in fields:  # field by field: over all of them a correlation would mix what one field has against another
+        seen = [
+            each
+            for each in found["associations"]
+            if (each["entity"], each["field"]) == (entity, field["field"]) and each["correlation"] is not None
+        ]
+        if seen:
+            most = max(seen, key=lambda each: abs(each["correlation"]))
+            strongest.append(f"{field['field']}: {_SEEN[most['with']].lower()} ({_correlation(most['correlation'])})")
+    if strongest:
+        lines.append(f"What the weight goes with most (rank correlation), in {'; in '.join(strongest)}.")
     return lines
 
 
@@ -124,7 +125,10 @@ _SHARES = ("mean", "below", "above")
 
 def _space_sentences(found: Mapping[str, Any]) -> list[str]:
     lines = []
-    for yardstick, group in (("co_rated_in_training", "all"), ("co_rated_in_test", "cold")):
+    for yardstick, group, rows in (
+        ("co_rated_in_training", "all", "training rows"),
+        ("co_rated_in_test", "cold", "test rows"),
+    ):
         shares = [
             f"{_SPACES[each['first']]} {percent(each['overlap'])}"
             for each in found["agreements"]
@@ -134,8 +138,8 @@ def _space_sentences(found: Mapping[str, Any]) -> list[str]:
         ]
         if shares:
             lines.append(
-                f"{_GROUPS[group]}: so many of the {found['neighbours']} nearest items are also nearest among those that are "
-                f"{_SPACES[yardstick]}: {', '.join(shares)}."
+                f"{_GROUPS[group]}: of an item's {found['neighbours']} nearest neighbours in a space so many are also its nearest by "
+                f"likes of the same users among the {rows}: {', '.join(shares)}."
             )
     return lines
 
@@ -152,7 +156,8 @@ def _gain_sentences(found: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"{kind['feature']}: of {whole(kind['groups'])} with test rows of at least {least} users, {whole(kind['worse'])} "
                 f"are worse with knowledge, {whole(kind['surely_worse'])} of them with an interval above zero, and "
-                f"{whole(kind['surely_better'])} better with one below (by chance alone about {kind['by_chance']:.1f} each)."
+                f"{whole(kind['surely_better'])} better with one below (by chance alone about {kind['by_chance']:.1f} each); with "
+                f"intervals for so many comparisons {whole(kind['worse_of_all'])} and {whole(kind['better_of_all'])}."
             )
     return lines
 
@@ -287,10 +292,13 @@ def _kind_table(kinds: Sequence[Mapping[str, Any]]) -> Table | None:
             Cell(kind["feature"]),
             *(number_cell(kind[key], whole) for key in columns),
             number_cell(kind["by_chance"], lambda count: f"{count:.1f}"),
+            number_cell(kind["worse_of_all"], whole),
+            number_cell(kind["better_of_all"], whole),
         ]
         for kind in kinds
     ]
-    return table("How many are worse", ("Feature", *columns.values(), "Of these by chance, each"), rows)
+    last = ("By chance, each", "Worse, corrected", "Better, corrected")
+    return table("How many are worse", ("Feature", *columns.values(), *last), rows)
 
 
 def _interval(entry: Mapping[str, Any]) -> str:
