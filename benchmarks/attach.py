@@ -6,9 +6,9 @@
 The model is in `movielens_ranker.py`. For each seed the base is trained until its validation AUC falls, and saved. `extractor_only`
 warm-starts from it, attaches into the film's embedding and, from the user's history, at the output, and trains one epoch;
 `all_parameters` attaches to a model that is trained from scratch. What is done lies in the work folder, a file for each training, and
-is not done again. Choices were made on validation rows of seed 1 (`--validation` prints its AUC and leaves the test rows alone). Times
-are the processor's, with TF_NUM_INTRAOP_THREADS=1 and TF_NUM_INTEROP_THREADS=1 those of one thread: on a busy machine the clock's say little.
-Writes `benchmarks/results/attach.json`.
+is not done again. Choices were made on validation rows of seed 1 (`--validation` prints its AUC and leaves the test rows alone). On a
+busy machine the clock says little, so times are the processor's; with TF_NUM_INTRAOP_THREADS=1 and TF_NUM_INTEROP_THREADS=1 those of one
+thread. Writes `benchmarks/results/attach.json`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 
 # The first number of each row of the table, and of nothing else: a given number of 32 bits is in a gigabyte of others by
 # chance 0.06 times.
-MARK = np.float32(-7.1392465e21)
+MARK = np.float32(-0.71392465)
 _AT_ONCE = 1 << 24
 
 

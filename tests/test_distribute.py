@@ -77,6 +77,7 @@ def assert_alike(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert len(names) > 20
     assert set(names) <= set(ours)
     for name in names:
+        assert np.isfinite(theirs[name]).all(), name  # NaN is like NaN, and shows nothing
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
