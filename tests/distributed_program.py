@@ -23,8 +23,9 @@ def main(store: Path, output: Path, distribution: str) -> None:
     result: dict[str, Any] = {}
     if distribution == "workers":
         scope = tf.distribute.MultiWorkerMirroredStrategy()  # first, before TensorFlow starts
-        trained = train(store, "all_parameters", scope, output)
-        result = {f"workers/all_parameters/{name}": value for name, value in trained.items()}
+        for strategy in STRATEGIES[:2]:
+            for key, value in train(store, strategy, scope, output).items():
+                result[f"workers/{strategy}/{key}"] = value
     else:
         devices = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(devices[0], [tf.config.LogicalDeviceConfiguration()] * 2)

@@ -105,9 +105,10 @@ def test_two_workers_train_as_one(local: dict[str, Any], store: Path, tmp_path: 
             process.kill()
             process.wait()
     for result in results:
-        ours = part(result, "workers", "all_parameters")
-        assert ours["replicas"] == 2
-        assert_alike(ours, part(local, "one", "all_parameters"))
+        for strategy in ("all_parameters", "extractor_only"):
+            ours = part(result, "workers", strategy)
+            assert ours["replicas"] == 2
+            assert_alike(ours, part(local, "one", strategy))
 
 
 def test_checkpoints_and_replicas_hold_no_table(local: dict[str, Any]) -> None:
