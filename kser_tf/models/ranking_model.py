@@ -75,7 +75,8 @@ class RankingModel(tfrs.Model):
         if profiles:
             width = next(iter(profiles.values())).width
             self.user_knowledge = UserKnowledge(schema, width, name="user_knowledge")
-        self.indexer = FeatureIndexer(schema, lookups)
+        # Whatever nobody sees of a request's histories is not looked up.
+        self.indexer = FeatureIndexer(schema if profiles else for_backbone, lookups)
         self.embedding = FeatureEmbedding(
             for_backbone,
             self.config.embedding_width,
