@@ -112,7 +112,7 @@ class RankingModel(tfrs.Model):
         """The items' profiles, if their knowledge is to be compared."""
         schema = self.schema
         entity = schema.feature(schema.item_id).entity
-        if not self.config.user_knowledge or entity not in lookups:
+        if not self.config.user_knowledge or entity is None or entity not in lookups:
             return {}
         if not schema.attended_groups():
             raise ConfigError(
@@ -223,7 +223,7 @@ class RankingModel(tfrs.Model):
         assert self.user_knowledge is not None
         told = hashlib.sha256(repr((self.user_knowledge.sharpness, self.compute_dtype)).encode())
         for entity, profiles in self.embedding.entity_profiles.items():
-            told.update(self.embedding.lookups[entity].tables().fingerprint.encode())
+            told.update(str(self.embedding.lookups[entity].tables().fingerprint).encode())
             for weight in profiles.get_weights():
                 told.update(weight.tobytes())
         return told.hexdigest()
