@@ -217,7 +217,7 @@ def _checked(stores: Any) -> dict[str | int, Attachment]:
             if values is not None and (not values or len(values) > _MOST_VALUES):
                 raise AttachError(
                     f"{what}: the feedback {told_by!r} has {len(values)} values; there are to be 1 to {_MOST_VALUES}. Give it as a "
-                    "number, or name the values that matter: all others share one vector."
+                    "number, or name the values that matter: all others count as one."
                 )
         attachments[feature] = attachment
     return attachments

@@ -42,7 +42,7 @@ class Attachment:
         feedback: The features that tell what the user thought of each, shaped as `history`: a name, or several, of numbers
             (ratings, dwell times); or a dict from names to the list of a feature's values, each of which is learned by
             itself, such as `{"event": ["view", "cart", "buy"], "stars": [1, 2, 3, 4, 5], "seconds": None}` (`None`: it is a
-            number). Defaults to none: that it was done is all that counts.
+            number). Defaults to none: how like the candidate the history is then counts alone.
     """
 
     store: KnowledgeStore
