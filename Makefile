@@ -13,7 +13,8 @@ KERAS_3_TESTS := tests/test_esf_net.py tests/test_alignment_attention.py tests/t
 	tests/test_layer_paths.py tests/test_knowledge_embedding.py tests/test_statistics_at_hand.py tests/test_attach_both.py tests/test_bake_attached.py tests/test_attach_into.py tests/test_attach_resume.py tests/test_attach_kinds.py \
 	tests/test_attach_output.py tests/test_saved_model_backbone.py tests/test_warm_start.py tests/test_baking.py \
 	tests/test_readme.py tests/test_id_dropout.py tests/test_attach_errors.py tests/test_user_knowledge.py \
-	tests/test_attach_history.py tests/test_gather_few.py
+	tests/test_attach_history.py::test_as_the_formula_has_it_padded_and_ragged \
+	tests/test_attach_history.py::test_saved_loaded_and_gone_on_with tests/test_gather_few.py
 
 .PHONY: demo test lint types test-keras-2 test-keras-3 clean
 

@@ -722,9 +722,9 @@ def test_kser_is_saved_under_the_names_that_it_had_before_there_were_others(
         file.visititems(lambda name, value: names.update({name: value.shape}) if hasattr(value, "shape") else None)
     start = "layers/feature_embedding/extractors/knowledge_extractor"
     assert {name: shape for name, shape in names.items() if "extractors" in name} == {
-        f"{start}/alignment/vars/0": (4, 16),
-        f"{start}/alignment/vars/1": (16, 4),
-        f"{start}/alignment/vars/2": (2, 2),
+        f"{start}/alignment/vars/0": (4, 8),
+        f"{start}/alignment/vars/1": (8, 4),
+        f"{start}/alignment/vars/2": (1, 2),
         f"{start}/esf_net/vars/0": (8, 8),
         f"{start}/esf_net/vars/1": (3, 8),
         f"{start}/esf_net/vars/2": (4, 8),
@@ -742,7 +742,7 @@ def test_kser_is_the_default_and_the_layer(store: KnowledgeStore) -> None:
     """Bit by bit what `kser_tf.layers.KnowledgeExtractor` with the same weights adds."""
     model = served_world.ranking_model(store)
     ours = model.extractors["item"]
-    layer = kser_tf.layers.KnowledgeExtractor(2, 8)
+    layer = kser_tf.layers.KnowledgeExtractor(1, 8)
     chunks, mask = store.lookup(store.ids)
     base = model.embedding._tables["item"].get_weights()[0][model.embedding.store_row_indices("item")]
     layer(base[:, None], chunks, mask=mask)

@@ -66,7 +66,7 @@ MISTAKES: dict[str, tuple[Callable[[Stores], Any], str]] = {
     ),
     "a path for a store": (
         lambda s: kser_tf.attach(model(), at_output={"movie_id": "stores/movies"}),
-        r"at_output\['movie_id'\] must be a kser_tf.KnowledgeStore. Received: str. \(Open a path with",
+        r"at_output\['movie_id'\] must be a kser_tf.KnowledgeStore, or a kser_tf.Attachment with one. Received: str. \(Open a",
     ),
     "a misspelt option": (
         lambda s: attached(s, num_head=2),

@@ -293,7 +293,7 @@ SPECS = {
 
 
 @pytest.mark.usefixtures("check_in_process", "no_cpp_program")
-@pytest.mark.parametrize("bake", ["float32", "int8", None])
+@pytest.mark.parametrize("bake", ["float32", None])
 def test_exported(bake: Any, stores: zoo.Stores, tmp_path: Path) -> None:
     features = rows()
     model = attached(built("subclassed"), stores.movie_numbers, into={"movie": stores.movie_numbers})
