@@ -303,8 +303,8 @@ def test_exported(bake: Any, stores: zoo.Stores, tmp_path: Path) -> None:
     result = kser_tf.export(model, tmp_path / "ranker", inputs=SPECS, examples=features, bake=bake)
     found = kser_tf.check(result.path)
     assert found.ok, found.text()
-    serve, exact = served.Served(result.path), {"atol": 1e-5, "rtol": 1e-5}
-    np.testing.assert_allclose(serve(**features)["logit"], own, **({"atol": 0.15} if bake == "int8" else exact))
+    serve = served.Served(result.path)
+    np.testing.assert_allclose(serve(**features)["logit"], own, atol=1e-5, rtol=1e-5)
     assert set(result.baking["tables"]) == (
         set() if bake is None else {"movie", "correction_movie_id", "profile_movie_id"}
     )
