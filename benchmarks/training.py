@@ -29,7 +29,7 @@ from kser_tf.pipelines.examples import IndexedExamples
 from kser_tf.schema import DatasetSchema
 
 BASE = "base"
-CONFIG = Path(__file__).parents[1] / "configs" / "movielens-1m.yaml"
+CONFIG = "configs/movielens-1m.yaml"
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1024, 8192])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows-a-round", type=int, default=65536)
-    parser.add_argument("--config", default=str(CONFIG), help="the run whose models these are")
+    parser.add_argument("--config", default=CONFIG, help="the run whose models these are")
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "training.json"))
     given = parser.parse_args()
 
@@ -101,7 +101,7 @@ class Contestant:
     def __init__(self, given, schema, backbone, batch_size, stores, strategy, *, cached=False, one_of=8) -> None:
         self.batch_size = batch_size
         tf.keras.utils.set_random_seed(1)
-        settings = yaml.safe_load(Path(given.config).read_text())["train"]
+        settings = yaml.safe_load((Path(__file__).parents[1] / given.config).read_text())["train"]
         options = dict(settings["settings"]["model"])
         if one_of == 0:
             options.update(settings["by_variant"]["extractor_only"]["model"])
