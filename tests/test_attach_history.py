@@ -400,6 +400,16 @@ def test_kinds_of_feedback(feedback: Any, stores: zoo.Stores) -> None:
     assert np.isfinite(first).all()
 
 
+@pytest.mark.parametrize("count", [1, 7, 1024])
+def test_first_predictions_with_xla(count: int, stores: zoo.Stores) -> None:
+    features = zoo.tensors({name: value for name, value in rows(count).items() if name != "event"})
+    model = built("subclassed")
+    before = tf.function(model, jit_compile=True, autograph=False)(features).numpy()
+    attached(model, stores.movie_numbers, "stars", xla=True)
+    after = tf.function(lambda given: model(given), jit_compile=True, autograph=False)(features).numpy()
+    np.testing.assert_array_equal(after, before)
+
+
 def test_compiled_with_xla(stores: zoo.Stores) -> None:
     features = {name: value for name, value in rows().items() if name != "event"}
     models = [attached(built("subclassed"), stores.movie_numbers, "stars", xla=xla) for xla in (True, False)]
