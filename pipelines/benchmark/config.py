@@ -63,7 +63,7 @@ class Tuning:
     """The same budget for every variant: so many settings are tried, and the best on validation AUC is used for all seeds.
 
     The first trial is the variant as it is configured; the others are drawn without replacement from the product of the keys'
-    values, by the same random numbers for all variants.
+    values, without that one, by the same random numbers for all variants.
 
     Args:
         keys: For keys of `TrainConfig`, such as `learning_rate` or `model.embedding_l2`, the values that are tried.

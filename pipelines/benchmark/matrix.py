@@ -246,14 +246,16 @@ class BenchmarkMatrix:
         if tuning is None or variant in tuning.like:
             return [{}]
         keys = {**tuning.keys, **tuning.by_variant.get(variant, {})}
-        product = list(itertools.product(*keys.values()))
-        if len(product) < tuning.trials - 1:
+        configured = merged(self.config.train, self.config.variants[variant])
+        settings = [_nested(dict(zip(keys, values, strict=True))) for values in itertools.product(*keys.values())]
+        settings = [setting for setting in settings if merged(configured, setting) != configured]
+        if len(settings) < tuning.trials - 1:
             raise ConfigError(
-                f"`tuning` has {len(product)} settings for {variant}, fewer than the budget of {tuning.trials} trials (of "
+                f"`tuning` has {len(settings)} settings for {variant}, fewer than the budget of {tuning.trials} trials (of "
                 "which one is the variant as configured). Give more values, or a smaller budget: it is the same for all."
             )
-        drawn = np.random.default_rng(tuning.seed).permutation(len(product))[: tuning.trials - 1]
-        return [{}, *(_nested(dict(zip(keys, product[i], strict=True))) for i in drawn)]
+        drawn = np.random.default_rng(tuning.seed).permutation(len(settings))[: tuning.trials - 1]
+        return [{}, *(settings[i] for i in drawn)]
 
     def _check_neighbours(self, measured: Mapping[Cell, None]) -> None:
         for cell in measured:
