@@ -26,6 +26,7 @@ from kser_tf import KnowledgeStore, all_parameters, extractor_only
 from kser_tf.models.config import RankingModelConfig
 from kser_tf.models.ranking_model import RankingModel
 from kser_tf.pipelines.examples import IndexedExamples
+from kser_tf.pipelines.fused_adam import FusedAdam
 from kser_tf.schema import DatasetSchema
 
 BASE = "base"
@@ -111,9 +112,9 @@ class Contestant:
         if one_of != 1:
             self.model.keep_historical_embeddings(one_of)
         strategy(self.model)
-        self.model.compile(optimizer=tf.keras.optimizers.Adam(1e-3))
+        self.model.compile(optimizer=FusedAdam(1e-3))
         examples = IndexedExamples(given.prepared, "train", stores)
-        examples.compare_histories(self.model)
+        examples.prepare_for(self.model)
         batches = examples.shuffled_batches(batch_size, seed=1, epochs=1000)
         if cached:
             batches = batches.skip(1).take(1).cache().repeat()

@@ -53,7 +53,8 @@ class IndexedExamples:
         self._table = Path(prepared) / f"{split}.parquet"
         self._folder = Path(prepared) / INDEX_FOLDER / split
         self._files = self._index(dict(stores or {}))
-        self.tensors = {name: mapped_tensor(np.load(path, mmap_mode="r")) for name, path in self._files.items()}
+        self._indexed = {name: mapped_tensor(np.load(path, mmap_mode="r")) for name, path in self._files.items()}
+        self.tensors = dict(self._indexed)
         # The rows of the table that are examples; None where all are.
         self._rows: np.ndarray | None = None
         if users < 1:
@@ -63,25 +64,33 @@ class IndexedExamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def compare_histories(self, model: Any) -> None:
-        """Adds what `RankingModel.compare_histories` makes of each example, so that no epoch computes it again.
+    def prepare_for(self, model: Any) -> None:
+        """Makes these the examples that a model is trained with.
 
-        It is kept beside the indexed columns, for each store and each choice of what is compared. A model without user-side
-        knowledge needs nothing.
+        What `RankingModel.compare_histories` makes of each example is added, so that no epoch computes it again; and of
+        histories what the backbone does not see is left out. Both are kept beside the indexed columns.
         """
+        self._compare_histories(model)
+        seen = {part: length for name, length in model.seen_lengths.items() for part in (name, rows_name(name))}
+        cut = {name: n for name, n in seen.items() if name in self._indexed and self._indexed[name].shape[1] > n}
+        files = {name: self._files[name].with_suffix(f".first-{n}.npy") for name, n in cut.items()}
+        self._add(files, lambda features: {name: features[name][:, :n] for name, n in cut.items()}, _ROWS_AT_ONCE)
+
+    def _compare_histories(self, model: Any) -> None:
         if model.user_knowledge is None:
             return
         key = model.comparison_fingerprint()[:16]
         files = {name: self._folder / f"{name.replace('/', '.')}.{key}.npy" for name in model.user_knowledge.names}
-        if not all(path.is_file() for path in files.values()):
-            compare = tf.function(model.compare_histories, reduce_retracing=True)
-            rows = pq.read_metadata(self._table).num_rows
-            starts = range(0, rows, _ROWS_COMPARED_AT_ONCE)
-            batches = (
-                {name: tensor[start : start + _ROWS_COMPARED_AT_ONCE] for name, tensor in self.tensors.items()}
-                for start in starts
-            )
-            self._write_arrays(files, map(compare, batches))
+        compare = tf.function(model.compare_histories, reduce_retracing=True)
+        self._add(files, compare, _ROWS_COMPARED_AT_ONCE)
+
+    def _add(self, files: dict[str, Path], make: Callable[[dict[str, Any]], Mapping[str, Any]], rows: int) -> None:
+        """Adds tensors that are made of the indexed ones, `rows` examples at once, or reads them if that was done before."""
+        missing = {name: path for name, path in files.items() if not path.is_file()}
+        if missing:
+            starts = range(0, pq.read_metadata(self._table).num_rows, rows)
+            batches = ({name: all_[start : start + rows] for name, all_ in self._indexed.items()} for start in starts)
+            self._write_arrays(missing, map(make, batches))
         self.tensors.update((name, mapped_tensor(np.load(path, mmap_mode="r"))) for name, path in files.items())
 
     def require_same_schema(self, schema: DatasetSchema) -> None:

@@ -127,6 +127,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from kser_tf.models.ranking_model import RankingModel
     from kser_tf.optimizers import learning_rates
     from kser_tf.pipelines.examples import IndexedExamples
+    from kser_tf.pipelines.fused_adam import FusedAdam
     from kser_tf.schema import DatasetSchema
 
     started, output = time.monotonic(), Path(config.output)
@@ -145,7 +146,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         model.make_weights()
         model.adapt(stores)
         for examples in (train_examples, validation_examples):
-            examples.compare_histories(model)
+            examples.prepare_for(model)
         if config.base is not None:
             model.copy_backbone(load_model(config.base))
         if config.one_of_history != 1:
@@ -155,7 +156,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         rate: Any = config.learning_rate
         if config.decay == "cosine":
             rate = tf.keras.optimizers.schedules.CosineDecay(rate, steps * config.epochs)
-        optimizer = tf.keras.optimizers.Adam(rate)
+        optimizer = FusedAdam(rate)
         if config.rates:
             rates: dict[str, Any] = {str(part): rate for part, rate in config.rates.items()}
             optimizer = learning_rates(optimizer, model, **rates)

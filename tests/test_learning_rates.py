@@ -153,13 +153,15 @@ def test_what_holds_an_extractor_for_an_embedding_is_none_of_the_backbones_embed
 
 
 @pytest.mark.tfrs
-def test_a_ranking_models_extractor_has_its_own_rate_though_it_lies_in_the_embedding(tmp_path):
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_ranking_models_extractor_has_its_own_rate_though_it_lies_in_the_embedding(tmp_path, fused):
     """Adam's first step is the rate itself, whatever the gradient."""
     import small_world as world
 
     from kser_tf.models.config import RankingModelConfig
     from kser_tf.models.ranking_model import RankingModel
     from kser_tf.pipelines.examples import IndexedExamples
+    from kser_tf.pipelines.fused_adam import FusedAdam
     from kser_tf.schema import DatasetSchema
 
     prepared, stores = world.make_prepared(tmp_path), {"item": kser_tf.KnowledgeStore.open(world.make_store(tmp_path))}
@@ -168,7 +170,8 @@ def test_a_ranking_models_extractor_has_its_own_rate_though_it_lies_in_the_embed
     model.make_weights()
     model.adapt(stores)
     rates = {"extractor": 5.0, "embedding": 0.5, "output": 2.0}
-    model.compile(kser_tf.learning_rates(tf.keras.optimizers.Adam(1e-3), model, **rates))
+    optimizer = FusedAdam(1e-3) if fused else tf.keras.optimizers.Adam(1e-3)
+    model.compile(kser_tf.learning_rates(optimizer, model, **rates))
     weights = {
         "extractor": model.extractors["item"].alignment._output_kernel,
         "user knowledge": model.user_knowledge._likeness["past"]._output_kernel,

@@ -109,11 +109,11 @@ def test_rates_of_the_parts(folder, base):
 
 
 def test_the_rate_falls_along_a_cosine_to_0_at_the_last_step(folder, base, monkeypatch):
-    import tensorflow as tf
+    from kser_tf.pipelines import fused_adam
 
     made = []
-    adam = tf.keras.optimizers.Adam
-    monkeypatch.setattr(tf.keras.optimizers, "Adam", lambda rate: made.append(adam(rate)) or made[-1])
+    adam = fused_adam.FusedAdam
+    monkeypatch.setattr(fused_adam, "FusedAdam", lambda rate: made.append(adam(rate)) or made[-1])
     result = train(config(folder, "cosine", epochs=3, patience=3, learning_rate=0.01, decay="cosine"))
     (optimizer,) = made
     steps = int(optimizer.iterations)

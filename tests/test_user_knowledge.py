@@ -258,7 +258,7 @@ def test_what_is_compared_ahead_is_what_the_model_compares(prepared: Path, store
     features = {}
     for name, made in (("model", model), ("placebo", placebo), ("again", model)):
         examples = IndexedExamples(prepared, "test", {"item": store})
-        examples.compare_histories(made)
+        examples.prepare_for(made)
         features[name], _ = next(iter(examples.batches(64)))
     compared = features["model"].pop("past/compared")
     assert compared.shape == (64, model.user_knowledge._likeness["past"].compared_width(7))
@@ -269,8 +269,38 @@ def test_what_is_compared_ahead_is_what_the_model_compares(prepared: Path, store
     moved = model({**features["model"], "past/compared": -compared})
     assert np.abs(moved - expected).max() > 0.01
     without = IndexedExamples(prepared, "test")
-    without.compare_histories(make_model(prepared, None))
+    without.prepare_for(make_model(prepared, None))
     assert "past/compared" not in without.tensors
+
+
+@pytest.mark.tfrs
+@pytest.mark.parametrize("with_knowledge", [True, False])
+def test_prepared_examples_hold_what_the_model_sees_and_no_more(
+    prepared: Path, store: KnowledgeStore, with_knowledge: bool
+) -> None:
+    """The places that the backbone does not see are left out after they were compared; predictions are as they were."""
+    from kser_tf.pipelines.examples import IndexedExamples
+
+    stores = {"item": store} if with_knowledge else {}
+    model = make_model(prepared, stores.get("item"), backbone_history=2)
+    stir(model)
+    whole = IndexedExamples(prepared, "test", stores)
+    features, _ = next(iter(whole.batches(64)))
+    expected = model(features)
+    for _ in range(2):  # made, then read again
+        examples = IndexedExamples(prepared, "test", stores)
+        examples.prepare_for(model)
+        cut, _ = next(iter(examples.batches(64)))
+        lengths = {
+            name: values.shape[1] for name, values in cut.items() if name.startswith(("past_item", "past_stars"))
+        }
+        assert set(lengths.values()) == {2}
+        assert ("past_item/row" in lengths) == with_knowledge
+        np.testing.assert_allclose(model(cut), expected, rtol=1e-5, atol=1e-6)
+    # Another model may compare and see more.
+    examples.prepare_for(longer := make_model(prepared, stores.get("item"), backbone_history=3))
+    cut, _ = next(iter(examples.batches(64)))
+    np.testing.assert_allclose(longer(cut), longer(features), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.tfrs

@@ -176,6 +176,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         that stand only in histories; the gradient through these counts `one_of` times, so that the extractor's gradient is
         on average that of all. The others take the aligned vector remembered of them, at most as old as the last
         `refresh_historical_embeddings`, and pass no gradient into the extractor; their own embeddings are trained as before.
+        Without a sample, histories take all of theirs from memory, a candidate's too.
         Predictions (`training=False`) align everything anew. Entities that are never candidates go on being aligned anew.
         Where an adaptor makes fields of the candidates' knowledge, histories have none, and nothing changes.
 
@@ -335,6 +336,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         keys = [self._keys(feature, entity, features) for feature in sharing]
         sizes = [tf.size(key) for key in keys]
         distinct, places = tf.unique(tf.concat([tf.reshape(key, [-1]) for key in keys], 0))
+        in_histories = None
         if vocabulary in self._baked.value:
             vectors = self._baked.value[vocabulary].gather(distinct, self.compute_dtype)
             if self._entity_of[vocabulary] in self.entity_profiles:
@@ -344,13 +346,16 @@ class FeatureEmbedding(tf.keras.layers.Layer):
                 distinct = tf.where((distinct >= FIRST_INDEX) & self._drawn(distinct), UNKNOWN_INDEX, distinct)
             vectors = self._tables[vocabulary](distinct)
         elif training and entity in self._historical:
-            vectors = self._embed_keys(vocabulary, entity, distinct, training, _candidates(sharing, sizes, places))
+            vectors, in_histories = self._embed_with_memory(
+                vocabulary, entity, distinct, _candidates(sharing, sizes, places)
+            )
         else:
             vectors = self._embed_keys(vocabulary, entity, distinct, training)
         if training:
             # Times one: the gradient of a product is dense. The sparse one of the gathers below would be taken apart row by
             # row where the candidates' vectors and the histories' were put together.
             vectors = 1.0 * vectors
+            in_histories = vectors if in_histories is None else 1.0 * in_histories
         knowledge = None
         if with_fields is not None:
             candidates = _candidates(sharing, sizes, places)
@@ -361,7 +366,8 @@ class FeatureEmbedding(tf.keras.layers.Layer):
                 knowledge = self._aligned(entity, vectors[:candidates], row, training=training)
         embedded = {}
         for feature, key, place in zip(sharing, keys, tf.split(places, tf.stack(sizes)), strict=True):
-            vector = tf.reshape(tf.gather(vectors, place), tf.concat([tf.shape(key), [self.width]], 0))
+            source = in_histories if _is_sequence(feature) and in_histories is not None else vectors
+            vector = tf.reshape(tf.gather(source, place), tf.concat([tf.shape(key), [self.width]], 0))
             vector = self._in_place(feature, features, vector)
             if knowledge is not None and _has_fields(feature, with_fields):
                 embedded.update(self._embed_fields(feature, features, tf.gather(knowledge, place)))
@@ -414,11 +420,13 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     def _rows_of_keys(self, entity: str, keys: Any) -> Any:
         return tf.where(keys < tf.size(self._row_index[entity]), keys, -tf.ones_like(keys))
 
-    def _embed_keys(self, vocabulary: str, entity: str, keys: Any, training: bool, candidates: Any = None) -> Any:
-        """Embeds distinct keys, with their knowledge unless it comes in fields of its own.
+    def _embed_keys(self, vocabulary: str, entity: str, keys: Any, training: bool) -> Any:
+        """Embeds distinct keys, with their knowledge unless it comes in fields of its own."""
+        base, row = self._base_and_rows(vocabulary, entity, keys, training)
+        return base if entity in self._fields else base + self._aligned(entity, base, row, training=training)
 
-        Those after the first `candidates` take their knowledge from memory, but for a sample.
-        """
+    def _base_and_rows(self, vocabulary: str, entity: str, keys: Any, training: bool) -> tuple[Any, Any]:
+        """What the recommender has of distinct keys without their knowledge, and their store rows."""
         row_index = self._row_index[entity]
         store_rows = tf.size(row_index)
         has_row = keys < store_rows
@@ -426,30 +434,38 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         index = tf.where(has_row, tf.gather(row_index, tf.maximum(row, 0)), keys - store_rows)
         if training and self.id_dropout:
             index = tf.where(has_row & self._drawn(keys), UNKNOWN_INDEX, index)
-        base = self._tables[vocabulary](index)
-        if entity in self._fields:
-            return base
-        if candidates is None:
-            return base + self._aligned(entity, base, row, training=training)
+        return self._tables[vocabulary](index), row
+
+    def _embed_with_memory(self, vocabulary: str, entity: str, keys: Any, candidates: Any) -> tuple[Any, Any]:
+        """Embeds distinct keys for a training step, those after the first `candidates` with their knowledge from memory.
+
+        Returns:
+            The candidates' vectors, and those of all keys as histories see them. Without a sample these come from memory
+            throughout: the extractor's work and the histories' then wait neither forwards nor backwards for each other.
+        """
+        base, row = self._base_and_rows(vocabulary, entity, keys, training=True)
         memory = self._historical[entity]
+        if not self._one_of:
+            in_histories = base + tf.cast(memory.read(row), base.dtype)
+            base, row = base[:candidates], row[:candidates]
+            aligned = self._aligned(entity, base, row, training=True)
+            memory.write(row, aligned)
+            return base + aligned, in_histories
         # Split, since the gradient of two slices would be two tensors of the whole size, and their sum.
         sizes = tf.stack([candidates, tf.size(keys) - candidates])
         (base, base_in_histories), (row, row_in_histories) = tf.split(base, sizes), tf.split(row, sizes)
         remembered = memory.read(row_in_histories)
-        if not self._one_of:
-            aligned = self._aligned(entity, base, row, training=training)
-            memory.write(row, aligned)
-            return tf.concat([base + aligned, base_in_histories + tf.cast(remembered, aligned.dtype)], 0)
         sampled = tf.range(tf.minimum(self._sample_offset(keys), sizes[1]), sizes[1], self._one_of)
         row_anew = tf.concat([row, tf.gather(row_in_histories, sampled)], 0)
         base_anew = tf.concat([base, tf.gather(base_in_histories, sampled)], 0)
-        aligned = self._aligned(entity, base_anew, row_anew, training=training)
+        aligned = self._aligned(entity, base_anew, row_anew, training=True)
         memory.write(row_anew, aligned)
         aligned, aligned_in_sample = tf.split(aligned, [candidates, tf.size(sampled)])
         in_histories = tf.tensor_scatter_nd_update(
             tf.cast(remembered, aligned.dtype), sampled[:, None], _scaled_gradient(aligned_in_sample, self._one_of)
         )
-        return tf.concat([base + aligned, base_in_histories + in_histories], 0)
+        vectors = tf.concat([base + aligned, base_in_histories + in_histories], 0)
+        return vectors, vectors
 
     def _drawn(self, keys: Any) -> Any:
         """Which keys are taken for unknown: told by the batch, so that a run that is resumed draws the same."""

@@ -63,8 +63,9 @@ class RankingModel(tfrs.Model):
         self.schema = schema
         self.config = config or RankingModelConfig()
         for_backbone = _with_histories_of(schema, self.config.backbone_history)
-        self._lengths = {
-            feature.name: feature.length for feature in for_backbone.features if feature.kind == "sequence"
+        #: For each sequence feature how many of its places the backbone sees.
+        self.seen_lengths: dict[str, int] = {
+            feature.name: feature.length or 0 for feature in for_backbone.features if feature.kind == "sequence"
         }
         lookups = {entity: KnowledgeLookup(store, name=f"{entity}_lookup") for entity, store in (stores or {}).items()}
         backbone = backbones.get(self.config.backbone)
@@ -232,7 +233,7 @@ class RankingModel(tfrs.Model):
         """The features, with no more of the histories than the backbone sees."""
         if self.config.backbone_history is None:
             return dict(features)
-        cut = {part: length for name, length in self._lengths.items() for part in (name, rows_name(name))}
+        cut = {part: length for name, length in self.seen_lengths.items() for part in (name, rows_name(name))}
         return {name: value[:, : cut[name]] if name in cut else value for name, value in features.items()}
 
     def compute_loss(self, inputs: tuple[Mapping[str, Any], Any], training: bool = False) -> Any:
