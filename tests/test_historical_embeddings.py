@@ -99,7 +99,7 @@ def test_over_all_samples_the_extractors_gradient_is_that_of_all(model, batch, m
     assert len(history_only(batch)) > 8
     gradients = []
     for offset in range(8):
-        monkeypatch.setattr(model.embedding, "_sample_offset", lambda keys, offset=offset: offset)
+        monkeypatch.setattr(model.embedding._historical["item"], "_sample_offset", lambda rows, offset=offset: offset)
         gradients.append(extractor_gradient(model, batch))
     assert np.abs(gradients[0] - expected).max() > 1e-3, "one sample is not all"
     np.testing.assert_allclose(np.mean(gradients, 0), expected, rtol=1e-4, atol=1e-4)
@@ -110,7 +110,7 @@ def test_outside_the_sample_histories_train_their_embeddings_only(model, batch, 
     model.keep_historical_embeddings(one_of)
     model.embedding.refresh_historical_embeddings()
     if one_of:  # Beyond the last key: the sample is empty.
-        monkeypatch.setattr(model.embedding, "_sample_offset", lambda keys: tf.size(keys))
+        monkeypatch.setattr(model.embedding._historical["item"], "_sample_offset", tf.size)
     nothing = {"item": tf.zeros_like(batch["item"]), "item/row": -tf.ones_like(batch["item/row"])}
     table = model.embedding._tables["item"].trainable_weights
     with tf.GradientTape() as tape:
@@ -119,6 +119,28 @@ def test_outside_the_sample_histories_train_their_embeddings_only(model, batch, 
     for gradient in gradients[:-1]:
         assert gradient is None or np.abs(gradient).max() == 0
     assert np.abs(tf.convert_to_tensor(gradients[-1])).max() > 0
+
+
+def test_without_a_sample_the_extractor_learns_from_candidates_alone(model, batch):
+    """Histories see what is remembered, of a candidate too, and pass their gradient to the embedding tables."""
+    model.keep_historical_embeddings(0)
+    memory = model.embedding._historical["item"]
+    in_memory = tf.random.stateless_normal(memory._vectors.shape, seed=[1, 2]).numpy()
+    in_memory[-1] = 0
+    memory._vectors.assign(in_memory)
+    feature = next(f for f in model.schema.features if f.name == "past_item")
+    with tf.GradientTape(persistent=True) as tape:
+        embedded = model.embedding(batch, training=True)
+        candidate, history = tf.reduce_sum(embedded["item"] ** 2), tf.reduce_sum(embedded["past_item"] ** 2)
+    rows = batch["past_item/row"].numpy()
+    assert set(rows.ravel()) & set(batch["item/row"].numpy()) - {-1}, "a candidate should stand in a history"
+    base = model.embedding._tables[feature.vocabulary](batch["past_item"])
+    np.testing.assert_allclose(embedded["past_item"], base + in_memory[rows], rtol=1e-5, atol=1e-6)
+    extractor = model.extractors["item"].trainable_weights
+    assert all(gradient is None for gradient in tape.gradient(history, extractor))
+    assert any(gradient is not None and np.abs(gradient).max() > 0 for gradient in tape.gradient(candidate, extractor))
+    table = model.embedding._tables[feature.vocabulary].embeddings
+    assert np.abs(tf.convert_to_tensor(tape.gradient(history, table))).max() > 0
 
 
 def test_memory_is_no_weight_and_no_part_of_checkpoints(model, tmp_path):

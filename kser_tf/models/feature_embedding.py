@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -102,7 +103,6 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self._by_vocabulary = _by_vocabulary(schema.features)
         self._statistics: Any = Untracked({})
         self._historical: dict[str, HistoricalEmbeddings] = {}
-        self._one_of = 0
         # While a model is exported: vocabularies' baked tables.
         self._baked: Any = Untracked({})
         # All weights are in sub-layers, so that tables and extractors can be frozen apart.
@@ -172,30 +172,18 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     def keep_historical_embeddings(self, one_of: int = 8) -> None:
         """From now on, training aligns candidates and a sample of the histories; the others keep what they had.
 
-        An entity that stands in a batch as a candidate is aligned anew and remembered, and so is one in `one_of` of those
-        that stand only in histories; the gradient through these counts `one_of` times, so that the extractor's gradient is
-        on average that of all. The others take the aligned vector remembered of them, at most as old as the last
-        `refresh_historical_embeddings`, and pass no gradient into the extractor; their own embeddings are trained as before.
-        Without a sample, histories take all of theirs from memory, a candidate's too.
-        Predictions (`training=False`) align everything anew. Entities that are never candidates go on being aligned anew.
-        Where an adaptor makes fields of the candidates' knowledge, histories have none, and nothing changes.
+        See `HistoricalEmbeddings`. Predictions (`training=False`) align everything anew. Entities that are never candidates go on
+        being aligned anew. Where an adaptor makes fields of the candidates' knowledge, histories have none, and nothing changes.
 
         Args:
-            one_of: int. 0 for no sample at all: faster still. Defaults to 8.
-
-        References:
-            - [Chen et al., Stochastic Training of Graph Convolutional Networks with Variance Reduction,
-              2018](https://arxiv.org/abs/1710.10568): a few neighbours computed, the others from memory
-            - [Fey et al., GNNAutoScale: Scalable and Expressive Graph Neural Networks via Historical Embeddings,
-              2021](https://arxiv.org/abs/2106.05609)
+            one_of: int. One in how many of the histories' entities is aligned; 0 for none: faster still. Defaults to 8.
         """
-        self._one_of = one_of
         for name, entity in self._entity_of.items():
             if entity is None or entity in self._fields:
                 continue
             if not _is_sequence(self._by_vocabulary[name][0]):
                 rows = len(self.lookups[entity].tables().ids)
-                self._historical[entity] = HistoricalEmbeddings(rows, self.width)
+                self._historical[entity] = HistoricalEmbeddings(rows, self.width, one_of)
 
     def refresh_historical_embeddings(self) -> None:
         """Aligns all entities anew for the memory of `keep_historical_embeddings`, batch by batch."""
@@ -437,43 +425,14 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         return self._tables[vocabulary](index), row
 
     def _embed_with_memory(self, vocabulary: str, entity: str, keys: Any, candidates: Any) -> tuple[Any, Any]:
-        """Embeds distinct keys for a training step, those after the first `candidates` with their knowledge from memory.
-
-        Returns:
-            The candidates' vectors, and those of all keys as histories see them. Without a sample these come from memory
-            throughout: the extractor's work and the histories' then wait neither forwards nor backwards for each other.
-        """
-        base, row = self._base_and_rows(vocabulary, entity, keys, training=True)
-        memory = self._historical[entity]
-        if not self._one_of:
-            in_histories = base + tf.cast(memory.read(row), base.dtype)
-            base, row = base[:candidates], row[:candidates]
-            aligned = self._aligned(entity, base, row, training=True)
-            memory.write(row, aligned)
-            return base + aligned, in_histories
-        # Split, since the gradient of two slices would be two tensors of the whole size, and their sum.
-        sizes = tf.stack([candidates, tf.size(keys) - candidates])
-        (base, base_in_histories), (row, row_in_histories) = tf.split(base, sizes), tf.split(row, sizes)
-        remembered = memory.read(row_in_histories)
-        sampled = tf.range(tf.minimum(self._sample_offset(keys), sizes[1]), sizes[1], self._one_of)
-        row_anew = tf.concat([row, tf.gather(row_in_histories, sampled)], 0)
-        base_anew = tf.concat([base, tf.gather(base_in_histories, sampled)], 0)
-        aligned = self._aligned(entity, base_anew, row_anew, training=True)
-        memory.write(row_anew, aligned)
-        aligned, aligned_in_sample = tf.split(aligned, [candidates, tf.size(sampled)])
-        in_histories = tf.tensor_scatter_nd_update(
-            tf.cast(remembered, aligned.dtype), sampled[:, None], _scaled_gradient(aligned_in_sample, self._one_of)
-        )
-        vectors = tf.concat([base + aligned, base_in_histories + in_histories], 0)
-        return vectors, vectors
+        """The vectors of distinct keys in a training step: the candidates', and those of all keys as histories see them."""
+        base, rows = self._base_and_rows(vocabulary, entity, keys, training=True)
+        align = functools.partial(self._aligned, entity, training=True)
+        return self._historical[entity].embed(base, rows, candidates, align)
 
     def _drawn(self, keys: Any) -> Any:
         """Which keys are taken for unknown: told by the batch, so that a run that is resumed draws the same."""
         return drawn_by_batch(keys, keys, self.id_dropout)
-
-    def _sample_offset(self, keys: Any) -> Any:
-        """Where the sample of the histories begins: told by the batch, so that a run that is resumed draws the same."""
-        return tf.math.floormod(tf.reduce_sum(keys), self._one_of)
 
     def _aligned(self, entity: str, base: Any, rows: Any, *, training: bool) -> Any:
         """What the adaptor makes of entities' knowledge, `(n, width)`, several vectors side by side.
@@ -519,16 +478,6 @@ def _candidates(sharing: list[Feature], sizes: list[Any], places: Any) -> Any:
 def _side_by_side(vectors: Any) -> Any:
     """`(n, vectors, width)` -> `(n, vectors * width)`."""
     return tf.reshape(vectors, [-1, vectors.shape[1] * vectors.shape[2]])
-
-
-def _scaled_gradient(values: Any, times: int) -> Any:
-    """`values`, with their gradient multiplied."""
-
-    @tf.custom_gradient
-    def scaled(values: Any) -> tuple[Any, Any]:
-        return tf.identity(values), lambda gradient: gradient * tf.cast(times, gradient.dtype)
-
-    return scaled(values)
 
 
 def _initializer() -> Any:

@@ -1,23 +1,38 @@
-"""HistoricalEmbeddings: what was last computed for each entity."""
+"""HistoricalEmbeddings: what was last computed for each entity, so that a training step need not compute all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 
 class HistoricalEmbeddings:
-    """A vector for each entity of a store, as it was when it was last computed; zeros at the start.
+    """The aligned vector of each entity of a store, as it was when it was last computed; zeros at the start.
+
+    An entity that stands in a batch as a candidate is aligned anew and remembered, and so is one in `one_of` of those that
+    stand only in histories; the gradient through these counts `one_of` times, so that the extractor's gradient is on average
+    that of all. The others take the aligned vector remembered of them, and pass no gradient into the extractor; their own
+    embeddings are trained as ever. Without a sample, histories take all of theirs from memory, a candidate's too: the
+    extractor's work and the histories' then wait neither forwards nor backwards for each other.
 
     Not a module, so that its variable counts neither as a weight of the model nor as a part of its checkpoints.
 
     Args:
         rows: int. Rows of the store.
         width: int. Width of the vectors.
+        one_of: int. 0 for no sample.
+
+    References:
+        - [Chen et al., Stochastic Training of Graph Convolutional Networks with Variance Reduction,
+          2018](https://arxiv.org/abs/1710.10568): a few neighbours computed, the others from memory
+        - [Fey et al., GNNAutoScale: Scalable and Expressive Graph Neural Networks via Historical Embeddings,
+          2021](https://arxiv.org/abs/2106.05609)
     """
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, rows: int, width: int, one_of: int = 0) -> None:
+        self.one_of = one_of
         # One row more, for all entities that the store does not hold: they have no knowledge, it stays 0.
         self._unknown = rows
         with tf.init_scope():
@@ -32,5 +47,57 @@ class HistoricalEmbeddings:
         vectors = tf.cast(tf.stop_gradient(vectors), self._vectors.dtype)
         self._vectors.scatter_update(tf.IndexedSlices(vectors, self._places(rows)))
 
+    def embed(self, base: Any, rows: Any, candidates: Any, align: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+        """Returns the vectors of a batch's entities, with their knowledge, in a training step.
+
+        Args:
+            base: `(n, width)`, what the recommender has of each distinct entity without its knowledge.
+            rows: int32 `(n,)`, their store rows, -1 for none.
+            candidates: int32, how many of them, the first ones, are candidates.
+            align: Makes the aligned vectors of such a `base` and `rows`.
+
+        Returns:
+            The candidates' vectors (others may follow), and those of all as histories see them.
+        """
+        if not self.one_of:
+            in_histories = base + tf.cast(self.read(rows), base.dtype)
+            base, rows = base[:candidates], rows[:candidates]
+            return base + self._aligned_anew(base, rows, align), in_histories
+        # Split, since the gradient of two slices would be two tensors of the whole size, and their sum.
+        sizes = tf.stack([candidates, tf.size(rows) - candidates])
+        (base, base_in_histories), (anew, in_histories) = tf.split(base, sizes), tf.split(rows, sizes)
+        remembered = self.read(in_histories)
+        sampled = tf.range(tf.minimum(self._sample_offset(rows), sizes[1]), sizes[1], self.one_of)
+        aligned = self._aligned_anew(
+            tf.concat([base, tf.gather(base_in_histories, sampled)], 0),
+            tf.concat([anew, tf.gather(in_histories, sampled)], 0),
+            align,
+        )
+        aligned, aligned_in_sample = tf.split(aligned, [candidates, tf.size(sampled)])
+        aligned_in_histories = tf.tensor_scatter_nd_update(
+            tf.cast(remembered, aligned.dtype), sampled[:, None], _scaled_gradient(aligned_in_sample, self.one_of)
+        )
+        vectors = tf.concat([base + aligned, base_in_histories + aligned_in_histories], 0)
+        return vectors, vectors
+
+    def _aligned_anew(self, base: Any, rows: Any, align: Callable[[Any, Any], Any]) -> Any:
+        aligned = align(base, rows)
+        self.write(rows, aligned)
+        return aligned
+
+    def _sample_offset(self, rows: Any) -> Any:
+        """Where the sample of the histories begins: told by the batch, so that a run that is resumed draws the same."""
+        return tf.math.floormod(tf.reduce_sum(rows), self.one_of)
+
     def _places(self, rows: Any) -> Any:
         return tf.where(rows >= 0, rows, self._unknown)
+
+
+def _scaled_gradient(values: Any, times: int) -> Any:
+    """`values`, with their gradient multiplied."""
+
+    @tf.custom_gradient
+    def scaled(values: Any) -> tuple[Any, Any]:
+        return tf.identity(values), lambda gradient: gradient * tf.cast(times, gradient.dtype)
+
+    return scaled(values)
