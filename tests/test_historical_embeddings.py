@@ -99,10 +99,28 @@ def test_over_all_samples_the_extractors_gradient_is_that_of_all(model, batch, m
     assert len(history_only(batch)) > 8
     gradients = []
     for offset in range(8):
-        monkeypatch.setattr(model.embedding._historical["item"], "_sample_offset", lambda rows, offset=offset: offset)
+        monkeypatch.setattr(
+            model.embedding._historical["item"], "_sample_offset", lambda rows, one_of, offset=offset: offset
+        )
         gradients.append(extractor_gradient(model, batch))
     assert np.abs(gradients[0] - expected).max() > 1e-3, "one sample is not all"
     np.testing.assert_allclose(np.mean(gradients, 0), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_other_candidate_counts_twice(model, batch, monkeypatch):
+    from kser_tf.models import historical_embeddings
+
+    model.keep_historical_embeddings(0)
+    memory = model.embedding._historical["item"]
+    gradients = []
+    for one_of, offset in ((1, 0), (2, 0), (2, 1)):
+        monkeypatch.setattr(historical_embeddings, "_ONE_OF_CANDIDATES", one_of)
+        monkeypatch.setattr(memory, "_sample_offset", lambda rows, one_of, offset=offset: offset)
+        model.embedding.refresh_historical_embeddings()
+        gradients.append(extractor_gradient(model, batch))
+    expected, *halves = gradients
+    assert np.abs(halves[0] - expected).max() > 1e-3, "one half is not all"
+    np.testing.assert_allclose(np.mean(halves, 0), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("one_of", [0, 8])
@@ -110,7 +128,7 @@ def test_outside_the_sample_histories_train_their_embeddings_only(model, batch, 
     model.keep_historical_embeddings(one_of)
     model.embedding.refresh_historical_embeddings()
     if one_of:  # Beyond the last key: the sample is empty.
-        monkeypatch.setattr(model.embedding._historical["item"], "_sample_offset", tf.size)
+        monkeypatch.setattr(model.embedding._historical["item"], "_sample_offset", lambda rows, one_of: tf.size(rows))
     nothing = {"item": tf.zeros_like(batch["item"]), "item/row": -tf.ones_like(batch["item/row"])}
     table = model.embedding._tables["item"].trainable_weights
     with tf.GradientTape() as tape:

@@ -7,6 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
+# Of the candidates, where histories are not sampled.
+_ONE_OF_CANDIDATES = 2
+
 
 class HistoricalEmbeddings:
     """The aligned vector of each entity of a store, as it was when it was last computed; zeros at the start.
@@ -14,15 +17,18 @@ class HistoricalEmbeddings:
     An entity that stands in a batch as a candidate is aligned anew and remembered, and so is one in `one_of` of those that
     stand only in histories; the gradient through these counts `one_of` times, so that the extractor's gradient is on average
     that of all. The others take the aligned vector remembered of them, and pass no gradient into the extractor; their own
-    embeddings are trained as ever. Without a sample, histories take all of theirs from memory, a candidate's too: the
-    extractor's work and the histories' then wait neither forwards nor backwards for each other.
+    embeddings are trained as ever.
+
+    Without a sample of the histories (`one_of=0`, for extractor-only training) these take all of theirs from memory, a
+    candidate's too: the extractor's work and the histories' then wait neither forwards nor backwards for each other. And of
+    the candidates every other one is aligned, and counts twice.
 
     Not a module, so that its variable counts neither as a weight of the model nor as a part of its checkpoints.
 
     Args:
         rows: int. Rows of the store.
         width: int. Width of the vectors.
-        one_of: int. 0 for no sample.
+        one_of: int. 0 for no sample of the histories.
 
     References:
         - [Chen et al., Stochastic Training of Graph Convolutional Networks with Variance Reduction,
@@ -62,42 +68,50 @@ class HistoricalEmbeddings:
         if not self.one_of:
             in_histories = base + tf.cast(self.read(rows), base.dtype)
             base, rows = base[:candidates], rows[:candidates]
-            return base + self._aligned_anew(base, rows, align), in_histories
+            return base + self._aligned_or_remembered(base, rows, _ONE_OF_CANDIDATES, align), in_histories
         # Split, since the gradient of two slices would be two tensors of the whole size, and their sum.
         sizes = tf.stack([candidates, tf.size(rows) - candidates])
         (base, base_in_histories), (anew, in_histories) = tf.split(base, sizes), tf.split(rows, sizes)
         remembered = self.read(in_histories)
-        sampled = tf.range(tf.minimum(self._sample_offset(rows), sizes[1]), sizes[1], self.one_of)
+        sampled = self._sample(rows, sizes[1], self.one_of)
         aligned = self._aligned_anew(
             tf.concat([base, tf.gather(base_in_histories, sampled)], 0),
             tf.concat([anew, tf.gather(in_histories, sampled)], 0),
             align,
         )
         aligned, aligned_in_sample = tf.split(aligned, [candidates, tf.size(sampled)])
-        aligned_in_histories = tf.tensor_scatter_nd_update(
-            tf.cast(remembered, aligned.dtype), sampled[:, None], _scaled_gradient(aligned_in_sample, self.one_of)
-        )
+        aligned_in_histories = _in_place_of(remembered, sampled, aligned_in_sample, self.one_of)
         vectors = tf.concat([base + aligned, base_in_histories + aligned_in_histories], 0)
         return vectors, vectors
+
+    def _aligned_or_remembered(self, base: Any, rows: Any, one_of: int, align: Callable[[Any, Any], Any]) -> Any:
+        """The aligned vectors, one in so many anew, the others as they are remembered."""
+        sampled = self._sample(rows, tf.size(rows), one_of)
+        aligned = self._aligned_anew(tf.gather(base, sampled), tf.gather(rows, sampled), align)
+        return _in_place_of(self.read(rows), sampled, aligned, one_of)
 
     def _aligned_anew(self, base: Any, rows: Any, align: Callable[[Any, Any], Any]) -> Any:
         aligned = align(base, rows)
         self.write(rows, aligned)
         return aligned
 
-    def _sample_offset(self, rows: Any) -> Any:
-        """Where the sample of the histories begins: told by the batch, so that a run that is resumed draws the same."""
-        return tf.math.floormod(tf.reduce_sum(rows), self.one_of)
+    def _sample(self, rows: Any, size: Any, one_of: int) -> Any:
+        """One in so many of `size` places."""
+        return tf.range(tf.minimum(self._sample_offset(rows, one_of), size), size, one_of)
+
+    def _sample_offset(self, rows: Any, one_of: int) -> Any:
+        """Where a sample begins: told by the batch's rows, so that a run that is resumed draws the same."""
+        return tf.math.floormod(tf.reduce_sum(rows), one_of)
 
     def _places(self, rows: Any) -> Any:
         return tf.where(rows >= 0, rows, self._unknown)
 
 
-def _scaled_gradient(values: Any, times: int) -> Any:
-    """`values`, with their gradient multiplied."""
+def _in_place_of(remembered: Any, sampled: Any, aligned: Any, one_of: int) -> Any:
+    """`remembered`, but in the sampled places what was aligned there, whose gradient counts for those that were not."""
 
     @tf.custom_gradient
-    def scaled(values: Any) -> tuple[Any, Any]:
-        return tf.identity(values), lambda gradient: gradient * tf.cast(times, gradient.dtype)
+    def counted(values: Any) -> tuple[Any, Any]:
+        return tf.identity(values), lambda gradient: gradient * tf.cast(one_of, gradient.dtype)
 
-    return scaled(values)
+    return tf.tensor_scatter_nd_update(tf.cast(remembered, aligned.dtype), sampled[:, None], counted(aligned))
