@@ -261,7 +261,7 @@ def test_how_a_cell_is_trained(data, tmp_path):
             "kser is not compared with placebo. Add it to `against.kser`",
         ),
         (
-            {"tuning": {"keys": {"learning_rate": [1e-3]}, "trials": 3}},
+            {"tuning": {"keys": {"learning_rate": [5e-4]}, "trials": 3}},
             "`tuning` has 1 settings for base, fewer than the budget of 3 trials",
         ),
         ({"tuning": {"keys": {"learning_rate": [1e-3]}, "trials": 1}}, "`trials` must be at least 2"),
@@ -451,6 +451,14 @@ def test_every_variant_has_the_same_budget_and_the_best_setting_is_used(data, tm
     assert search["chosen"] == {"learning_rate": 3e-3}
     assert [tried["validation_auc"] for tried in search["tried"]] != [None] * 3
     assert "3 settings, each tried once (seed 0)" in (tmp_path / "summary.md").read_text(encoding="utf-8")
+
+
+def test_no_trial_tries_what_is_configured_again(data, tmp_path):
+    tuning = {"keys": {"learning_rate": [1e-3, 5e-4]}, "trials": 2}  # 1e-3: as it is configured
+    settings = BenchmarkMatrix(config_of(data, tmp_path, tuning=tuning)).settings
+    assert settings["base"] == settings["kser"] == [{}, {"learning_rate": 5e-4}]
+    with pytest.raises(ConfigError, match="has 1 settings for base, fewer than the budget of 3"):
+        BenchmarkMatrix(config_of(data, tmp_path, tuning={**tuning, "trials": 3}))
 
 
 def test_a_variant_whose_trials_have_not_ended_waits(data, tmp_path, jobs):

@@ -114,14 +114,13 @@ class BenchmarkMatrix:
         """
         config = self.config
         text = config.text(cell.variant)
-        variant = {key: value for key, value in config.variants[cell.variant].items() if key not in _BENCHMARK_KEYS}
         return training_config(
             {"tensorboard": False, "strategy": config.strategy(cell.variant)},
             config.train,
             config.splits[cell.split].train,
             config.by_backbone.get(cell.backbone, {}),
             config.by_training_users.get(cell.training_users, {}),
-            variant,
+            self._training_keys(cell.variant),
             setting,
             {"training_users": cell.training_users},
             backbone=cell.backbone,
@@ -246,9 +245,9 @@ class BenchmarkMatrix:
         if tuning is None or variant in tuning.like:
             return [{}]
         keys = {**tuning.keys, **tuning.by_variant.get(variant, {})}
-        configured = merged(self.config.train, self.config.variants[variant])
         settings = [_nested(dict(zip(keys, values, strict=True))) for values in itertools.product(*keys.values())]
-        settings = [setting for setting in settings if merged(configured, setting) != configured]
+        configured = self._with_setting(variant, {})
+        settings = [setting for setting in settings if self._with_setting(variant, setting) != configured]
         if len(settings) < tuning.trials - 1:
             raise ConfigError(
                 f"`tuning` has {len(settings)} settings for {variant}, fewer than the budget of {tuning.trials} trials (of "
@@ -256,6 +255,26 @@ class BenchmarkMatrix:
             )
         drawn = np.random.default_rng(tuning.seed).permutation(len(settings))[: tuning.trials - 1]
         return [{}, *(settings[i] for i in drawn)]
+
+    def _with_setting(self, variant: str, setting: Mapping[str, Any]) -> TrainConfig:
+        """A variant's configuration as it is wherever it is trained, to tell settings apart: its folders are none."""
+        config = self.config
+        return training_config(
+            {"strategy": config.strategy(variant)},
+            config.train,
+            self._training_keys(variant),
+            setting,
+            backbone=next(iter(config.parts.values())).backbones[0],
+            seed=0,
+            prepared="prepared",
+            output="output",
+            stores={"entity": "store"},
+            base="base",
+            source=f"tuning of {variant}",
+        )
+
+    def _training_keys(self, variant: str) -> dict[str, Any]:
+        return {key: value for key, value in self.config.variants[variant].items() if key not in _BENCHMARK_KEYS}
 
     def _check_neighbours(self, measured: Mapping[Cell, None]) -> None:
         for cell in measured:
