@@ -343,7 +343,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             # Times one: the gradient of a product is dense. The sparse one of the gathers below would be taken apart row by
             # row where the candidates' vectors and the histories' were put together.
             vectors = 1.0 * vectors
-            in_histories = vectors if in_histories is None else 1.0 * in_histories
+            in_histories = None if in_histories is None else 1.0 * in_histories
         knowledge = None
         if with_fields is not None:
             candidates = _candidates(sharing, sizes, places)
@@ -354,7 +354,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
                 knowledge = self._aligned(entity, vectors[:candidates], row, training=training)
         embedded = {}
         for feature, key, place in zip(sharing, keys, tf.split(places, tf.stack(sizes)), strict=True):
-            source = in_histories if _is_sequence(feature) and in_histories is not None else vectors
+            source = vectors if in_histories is None or not _is_sequence(feature) else in_histories
             vector = tf.reshape(tf.gather(source, place), tf.concat([tf.shape(key), [self.width]], 0))
             vector = self._in_place(feature, features, vector)
             if knowledge is not None and _has_fields(feature, with_fields):
@@ -425,7 +425,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         return self._tables[vocabulary](index), row
 
     def _embed_with_memory(self, vocabulary: str, entity: str, keys: Any, candidates: Any) -> tuple[Any, Any]:
-        """The vectors of distinct keys in a training step: the candidates', and those of all keys as histories see them."""
+        """The vectors of distinct keys in a training step: see `HistoricalEmbeddings.embed`."""
         base, rows = self._base_and_rows(vocabulary, entity, keys, training=True)
         align = functools.partial(self._aligned, entity, training=True)
         return self._historical[entity].embed(base, rows, candidates, align)

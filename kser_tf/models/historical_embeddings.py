@@ -53,7 +53,7 @@ class HistoricalEmbeddings:
         vectors = tf.cast(tf.stop_gradient(vectors), self._vectors.dtype)
         self._vectors.scatter_update(tf.IndexedSlices(vectors, self._places(rows)))
 
-    def embed(self, base: Any, rows: Any, candidates: Any, align: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    def embed(self, base: Any, rows: Any, candidates: Any, align: Callable[[Any, Any], Any]) -> tuple[Any, Any | None]:
         """Returns the vectors of a batch's entities, with their knowledge, in a training step.
 
         Args:
@@ -63,7 +63,8 @@ class HistoricalEmbeddings:
             align: Makes the aligned vectors of such a `base` and `rows`.
 
         Returns:
-            The candidates' vectors (others may follow), and those of all as histories see them.
+            The candidates' vectors (others may follow), and those of all as histories see them; `None` in place of the second
+            where the first holds all, the same for both.
         """
         if not self.one_of:
             in_histories = base + tf.cast(self.read(rows), base.dtype)
@@ -81,8 +82,7 @@ class HistoricalEmbeddings:
         )
         aligned, aligned_in_sample = tf.split(aligned, [candidates, tf.size(sampled)])
         aligned_in_histories = _in_place_of(remembered, sampled, aligned_in_sample, self.one_of)
-        vectors = tf.concat([base + aligned, base_in_histories + aligned_in_histories], 0)
-        return vectors, vectors
+        return tf.concat([base + aligned, base_in_histories + aligned_in_histories], 0), None
 
     def _aligned_or_remembered(self, base: Any, rows: Any, one_of: int, align: Callable[[Any, Any], Any]) -> Any:
         """The aligned vectors, one in so many anew, the others as they are remembered."""
