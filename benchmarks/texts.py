@@ -25,12 +25,15 @@ import tensorflow as tf
 from results import write_results
 
 from kser_tf import KnowledgeStore
-from kser_tf.layers import HistoryLikeness, KnowledgeLookup
+from kser_tf.layers import KnowledgeLookup
 from kser_tf.layers.entity_profiles import EntityProfiles
 from kser_tf.metrics import auc
+from kser_tf.models.feature_indexer import rows_name
 from kser_tf.models.model_folder import load_model
+from kser_tf.models.user_knowledge import UserKnowledge
 from kser_tf.pipelines.callbacks import predict_logits
 from kser_tf.pipelines.examples import IndexedExamples
+from kser_tf.schema import DatasetSchema
 
 ROWS_AT_ONCE = 4096
 FITTED_ON = 2 / 3
@@ -50,15 +53,16 @@ def main() -> None:
     store = KnowledgeStore.open(given.store, verify=False)
     choices = {field: [field] for field in store.fields} | {"all": list(store.fields)}
     choices |= {name: fields.split(",") for name, fields in (each.split("=", 1) for each in given.together)}
-    base, examples = load_model(given.base), IndexedExamples(given.prepared, "validation")
-    logits = predict_logits(base, examples.batches(ROWS_AT_ONCE)).ravel()
+    schema = DatasetSchema.load(given.prepared)
+    examples = IndexedExamples(given.prepared, "validation", {schema.feature(schema.item_id).entity: store})
+    logits = predict_logits(load_model(given.base), examples.batches(ROWS_AT_ONCE)).ravel()
     users = examples.column(examples.schema.user_id)
     measured = []
     for name, fields in choices.items():
         with tempfile.TemporaryDirectory() as folder:
             chosen = with_fields(store, fields, Path(folder) / "store")
             for dims in given.dims:
-                compared = compare(IndexedExamples(given.prepared, "validation", {"movie": chosen}), chosen, dims)
+                compared = compare(examples, chosen, dims)
                 gains = [gain(compared, logits, examples.labels, users, seed) for seed in range(given.seeds)]
                 measured.append(
                     {
@@ -91,27 +95,19 @@ def with_fields(store: KnowledgeStore, fields: list[str], folder: Path) -> Knowl
 
 
 def compare(examples: IndexedExamples, store: KnowledgeStore, dims: int) -> np.ndarray:
-    """What `HistoryLikeness` compares of each row, `(rows, n)`."""
-    schema = examples.schema
-    candidate = schema.item_id
-    history, *further = schema.groups()[schema.attended_groups()[0]]
+    """What `UserKnowledge` compares of each row, `(rows, n)`. The examples' rows are those of any store of the same ids."""
     lookup = KnowledgeLookup(store)
     profiles = EntityProfiles(lookup, dims)
     profiles.build((None, *lookup.shape))
     profiles.adapt(store)
     profiles.remember()
-    likeness, found = HistoryLikeness(), []
-    sizes = [2 + len(schema.vocabularies[feature.vocabulary]) for feature in further]
+    knowledge, found = UserKnowledge(examples.schema, profiles.width), []
     for features, _ in examples.batches(ROWS_AT_ONCE):
-        feedback = [tf.one_hot(features[feature.name], size) for feature, size in zip(further, sizes, strict=True)]
-        found.append(
-            likeness.compare(
-                profiles.of_rows(features[f"{candidate}/row"], training=True),
-                profiles.of_rows(features[f"{history.name}/row"], training=True),
-                tf.concat(feedback, -1),
-                features[history.name] != 0,
-            ).numpy()
-        )
+        of_each = {
+            feature.name: profiles.of_rows(features[rows_name(feature.name)], training=True)
+            for feature in knowledge.profiled_features()
+        }
+        found.append(knowledge.compare(of_each, features)[knowledge.names[0]].numpy())
     return np.concatenate(found)
 
 
