@@ -12,6 +12,7 @@ from kser_tf.layers.knowledge_extractor import KnowledgeExtractor
 from kser_tf.layers.knowledge_lookup import KnowledgeLookup
 from kser_tf.layers.knowledge_profile import KnowledgeProfile
 from kser_tf.layers.output_correction import OutputCorrection
+from kser_tf.layers.preferences import Past, adapt_to_preferences
 
 __all__ = [
     "AlignmentAttention",
@@ -22,4 +23,6 @@ __all__ = [
     "KnowledgeLookup",
     "KnowledgeProfile",
     "OutputCorrection",
+    "Past",
+    "adapt_to_preferences",
 ]

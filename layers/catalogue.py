@@ -47,9 +47,14 @@ def main_directions(scatter: np.ndarray, count: int) -> np.ndarray:
         scatter: float64 `(width, width)`. The sum, or the mean, of the outer products of the centred vectors.
         count: int. How many.
     """
-    directions = np.linalg.eigh(scatter)[1][:, ::-1][:, :count]
-    # A direction may point either way: so that its largest number is positive, on every machine.
-    return directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
+    return with_fixed_signs(np.linalg.eigh(scatter)[1][:, ::-1][:, :count])
+
+
+def with_fixed_signs(directions: np.ndarray) -> np.ndarray:
+    """Returns the columns, each of which may point either way, so that their largest numbers are positive on every machine."""
+    signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
+    fixed: np.ndarray = directions * signs
+    return fixed
 
 
 def adapt_esf_net(esf_net: ESFNet, store: Any) -> np.ndarray:

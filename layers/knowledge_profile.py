@@ -15,13 +15,15 @@ from kser_tf.layers.shaped_layer import ShapedLayer, checked_chunks
 class KnowledgeProfile(ShapedLayer):
     """One vector of unit length for each entity, to be compared with other entities'.
 
-    With the mean `m` of an entity's chunks, the catalogue's mean `c` of those and the directions `P` in which they differ
-    most,
+    With the chunks `v` of an entity's field `f`, the number `n` of its chunks in all fields, the catalogue's mean `c` and
+    directions `P` of each field,
 
-        profile = (m - c) P / |(m - c) P|
+        x_f = sum_(v in f) (v - c) / n        profile = sum_f x_f P_f / |sum_f x_f P_f|
 
     so the cosine of two profiles, their product, says how like two entities are within this catalogue: of raw text vectors
-    all are alike. `adapt` learns `c` and `P` from a store, by principal component analysis. Nothing is trained.
+    all are alike. `adapt` learns from a store `c`, the mean of the entities' mean chunks, and `P`, the same for all fields, in
+    which those differ most, by principal component analysis. `adapt_to_preferences` learns from training examples such `P` that
+    entities are alike which the same users like: each field then counts as much as it tells. No gradient trains them.
 
     Args:
         dims: int. Width of a profile; at most that of the chunks. Defaults to `32`.
@@ -63,7 +65,7 @@ class KnowledgeProfile(ShapedLayer):
         width = shape[-1]
         self._center = self.add_weight(name="center", shape=(width,), initializer="zeros", trainable=False)
         self._directions = self.add_weight(
-            name="directions", shape=(width, self.width_for(width)), initializer="identity", trainable=False
+            name="directions", shape=(shape[1], width, self.width_for(width)), initializer=_identities, trainable=False
         )
         self._remember_shapes(chunks=chunks_shape)
 
@@ -91,24 +93,50 @@ class KnowledgeProfile(ShapedLayer):
         for means in _means(store):
             scatter += (means - center).T @ (means - center)
         self._center.assign(center)
-        self._directions.assign(main_directions(scatter, self.width_for(width)))
+        directions = main_directions(scatter, self.width_for(width))
+        self._directions.assign(np.broadcast_to(directions, self._directions.shape))
 
-    def call(self, chunks: Any, mask: Any = None) -> Any:
+    @property
+    def parts_width(self) -> int:
+        """Of `parts`."""
+        fields, _, width = self._shape
+        return fields * width
+
+    def parts(self, chunks: Any, mask: Any = None) -> Any:
+        """Returns `x` of every field, side by side, `(batch, fields * width)`. The arguments are the call's."""
         chunks, mask = checked_chunks(chunks, mask, self._shape, self.compute_dtype)
-        fields, per_field, width = self._shape
         present = tf.cast(mask, chunks.dtype)
         shares = present / tf.maximum(tf.reduce_sum(present, [1, 2], keepdims=True), 1)
-        count = fields * per_field
-        mean = tf.matmul(tf.reshape(shares, (-1, 1, count)), tf.reshape(chunks, (-1, count, width)))[:, 0]
-        vectors = tf.matmul(mean - tf.cast(self._center, mean.dtype), tf.cast(self._directions, mean.dtype))
-        known = tf.reduce_any(mask, [1, 2])[:, None]
-        return tf.math.l2_normalize(tf.where(known, vectors, tf.zeros_like(vectors)), -1)
+        of_fields = tf.matmul(shares[:, :, None], chunks)[:, :, 0]
+        of_fields -= tf.reduce_sum(shares, 2)[..., None] * tf.cast(self._center, chunks.dtype)
+        return tf.reshape(of_fields, (-1, self.parts_width))
+
+    @property
+    def directions(self) -> np.ndarray:
+        """Those of all fields, one below the other, `(parts_width, dims)`."""
+        directions: np.ndarray = self._directions.numpy().reshape(self.parts_width, -1)
+        return directions
+
+    def set_directions(self, directions: Any) -> None:
+        """Takes other `directions`."""
+        self._directions.assign(np.reshape(directions, self._directions.shape))
+
+    def call(self, chunks: Any, mask: Any = None) -> Any:
+        parts = self.parts(chunks, mask)
+        directions = tf.reshape(tf.cast(self._directions, parts.dtype), (self.parts_width, -1))
+        return tf.math.l2_normalize(tf.matmul(parts, directions), -1)
 
     def compute_output_shape(self, chunks_shape: Any) -> Any:
         return (chunks_shape[0], self.width_for(chunks_shape[-1]))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "dims": self.dims}
+
+
+def _identities(shape: Any, dtype: Any = None, **_: Any) -> Any:
+    """The first dimensions of each field as they are."""
+    fields, width, dims = shape
+    return tf.tile(tf.eye(width, dims, dtype=dtype)[None], (fields, 1, 1))
 
 
 def _means(store: Any) -> Any:

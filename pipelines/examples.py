@@ -57,6 +57,7 @@ class IndexedExamples:
         self.tensors = dict(self._indexed)
         # The rows of the table that are examples; None where all are.
         self._rows: np.ndarray | None = None
+        self._users = users
         if users < 1:
             self._rows = np.flatnonzero(chosen_users(self.column(self.schema.user_id), users))
         self.labels = self.column(LABEL).astype(np.float32)
@@ -92,6 +93,23 @@ class IndexedExamples:
             batches = ({name: all_[start : start + rows] for name, all_ in self._indexed.items()} for start in starts)
             self._write_arrays(missing, map(make, batches))
         self.tensors.update((name, mapped_tensor(np.load(path, mmap_mode="r"))) for name, path in files.items())
+
+    def kept(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Returns what `make` makes of these examples, or reads it if that was done before.
+
+        Args:
+            name: Of the file beside the indexed columns, without its ending; it must tell all that the array depends on, but for
+                the examples themselves.
+            make: Makes the array.
+        """
+        path = self._folder / f"{name}{'' if self._rows is None else f'.users-{self._users}'}.npy"
+        if not path.is_file():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._folder) as temporary:
+                np.save(made := Path(temporary) / path.name, make())
+                os.replace(made, path)
+        array: np.ndarray = np.load(path)
+        return array
 
     def require_same_schema(self, schema: DatasetSchema) -> None:
         """Raises `DataError` unless a model of `schema` can read these examples."""
@@ -134,6 +152,12 @@ class IndexedExamples:
 
         steps = tf.data.Dataset.range(first_epoch * count, epochs * count)
         return steps.map(batch, num_parallel_calls=1).prefetch(2)
+
+    def some(self, count: int, batch_size: int) -> tf.data.Dataset:
+        """Returns at most `count` examples, evenly spread over the table, `(features, labels)`."""
+        gather, count = self._gather(), min(count, len(self))
+        numbers = np.linspace(0, len(self) - 1, count).astype(np.int64)
+        return tf.data.Dataset.from_tensor_slices(numbers).batch(batch_size).map(gather)
 
     def steps(self, batch_size: int) -> int:
         """Batches an epoch."""

@@ -170,7 +170,8 @@ def by_the_formula(model: Any, store: Any, features: dict[str, np.ndarray]) -> n
 
     def profile(movie: int) -> np.ndarray:
         chunks, mask = store.lookup([movie])
-        vector = (chunks[0][mask[0]].astype("float64").mean(0) - center) @ directions
+        centred = np.where(mask[0][..., None], chunks[0].astype("float64") - center, 0).sum(1) / mask[0].sum()
+        vector = np.einsum("fw,fwd->d", centred, directions)
         return vector / np.linalg.norm(vector)
 
     found = []

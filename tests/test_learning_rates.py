@@ -165,7 +165,7 @@ def test_a_ranking_models_extractor_has_its_own_rate_though_it_lies_in_the_embed
     from kser_tf.schema import DatasetSchema
 
     prepared, stores = world.make_prepared(tmp_path), {"item": kser_tf.KnowledgeStore.open(world.make_store(tmp_path))}
-    config = RankingModelConfig(embedding_width=4, hidden_units=(8,), user_knowledge=True)
+    config = RankingModelConfig(embedding_width=4, hidden_units=(8,), user_knowledge="texts")
     model = RankingModel(DatasetSchema.load(prepared), config, stores)
     model.make_weights()
     model.adapt(stores)

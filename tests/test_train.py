@@ -1,6 +1,7 @@
 """The job `train`: strategies keep their promises through fit, save and load; a stopped run goes on as if it had not been."""
 
 import dataclasses
+import importlib.util
 import os
 import signal
 import subprocess
@@ -138,7 +139,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(folder):
     """
     settings = {"strategy": "all_parameters", "stores": {"item": str(folder / "store")}, "epochs": 4}
     settings |= {"history_sample": 2, "rates": {"extractor": 3.0}, "decay": "cosine"}
-    settings["model"] = {"embedding_width": 4, "id_dropout": 0.3, "user_knowledge": True}
+    settings["model"] = {"embedding_width": 4, "id_dropout": 0.3, "user_knowledge": "texts"}
     through = train(config(folder, "through", **settings))
 
     stopped = config(folder, "stopped", **settings)
@@ -201,6 +202,13 @@ def test_wrong_configurations(folder, changes, message):
     with pytest.raises(ConfigError, match=message):
         config(folder, "wrong", **changes)
     assert not (folder / "wrong").exists()
+
+
+def test_tensorboards_files_need_tensorboard(folder, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install tensorboard, or set it to false"):
+        config(folder, "base", tensorboard=True)
+    assert not TrainConfig(prepared="prepared", output="model").tensorboard
 
 
 def test_stores_of_unknown_entities_are_refused(folder):

@@ -60,7 +60,7 @@ def test_the_profile_layer(rng: np.random.Generator, tmp_path: Path) -> None:
         {"dims": 3},
         {"chunks": rng.normal(size=(4, 2, 3, 5)).astype("float32"), "mask": rng.random((4, 2, 3)) < 0.6},
         output_shapes=[(3,)],
-        weight_shapes=[("center", (5,)), ("directions", (5, 3))],
+        weight_shapes=[("center", (5,)), ("directions", (2, 5, 3))],
         frozen=("center", "directions"),
         tmp_path=tmp_path,
     )
@@ -196,7 +196,7 @@ def make_model(prepared: Path, store: KnowledgeStore | None, **config: Any) -> A
     from kser_tf.schema import DatasetSchema
 
     stores = {} if store is None else {"item": store}
-    config = {"embedding_width": 4, "hidden_units": (8,), "user_knowledge": True, **config}
+    config = {"embedding_width": 4, "hidden_units": (8,), "user_knowledge": "texts", **config}
     model = RankingModel(DatasetSchema.load(prepared), RankingModelConfig(**config), stores)
     model.make_weights()
     model.adapt(stores)
@@ -375,7 +375,7 @@ def test_without_a_history_of_items_it_is_refused(prepared: Path, store: Knowled
     features = tuple(feature for feature in schema.features if feature.kind != "sequence")
     with pytest.raises(ConfigError, match="no sequence feature is of the vocabulary of item"):
         RankingModel(
-            dataclasses.replace(schema, features=features), RankingModelConfig(user_knowledge=True), {"item": store}
+            dataclasses.replace(schema, features=features), RankingModelConfig(user_knowledge="texts"), {"item": store}
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,8 @@ class RankingModelConfig:
         top_k: Chunks kept by the gate top_k.
         gate_sees: What ESFNet's gate sees: chunk, neighbours, catalogue, context.
         user_knowledge: Whether the logit is corrected by what the user thought of the items whose knowledge is like the
-            candidate's (`UserKnowledge`).
+            candidate's (`UserKnowledge`), and what is alike: `texts`, as they are, or `preferences`, what the training users'
+            past shows to be liked together (`adapt_to_preferences`). Defaults to `false`.
         backbone_history: How many places of a history the backbone sees, the most recent ones; `UserKnowledge` sees them all.
             Ids are learned from what is recent; what is known of the items is there to be compared, however long ago it was,
             at a small part of the cost. None: all.
@@ -51,6 +52,6 @@ class RankingModelConfig:
     gate: str = "sigmoid"
     top_k: int | None = None
     gate_sees: tuple[str, ...] = ("chunk", "neighbours", "catalogue", "context")
-    user_knowledge: bool = False
+    user_knowledge: Literal[False, "texts", "preferences"] = False
     backbone_history: int | None = None
     extractor_l2: float = 0.0

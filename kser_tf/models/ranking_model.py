@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +15,7 @@ from kser_tf.keras_version import require_keras_2
 from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.layers import KnowledgeLookup
 from kser_tf.layers.entity_profiles import EntityProfiles
+from kser_tf.layers.preferences import Past, adapt_to_preferences
 from kser_tf.schema import MISSING_INDEX, DatasetSchema
 
 require_keras_2("kser_tf.RankingModel")
@@ -145,6 +146,22 @@ class RankingModel(tfrs.Model):
                 self.embedding.remember_statistics(entity, statistics)
         for entity, profiles in self.embedding.entity_profiles.items():
             profiles.adapt(stores[entity])
+
+    def adapt_to_preferences(self, examples: Iterable[tuple[Mapping[str, Any], Any]]) -> int:
+        """Makes the profiles that `user_knowledge` compares alike where the same users like the items.
+
+        After `adapt`, and before `compare_histories`. See `kser_tf.layers.adapt_to_preferences`.
+
+        Args:
+            examples: Of training, batches of `(features, labels)`, the features as of the call; iterated over twice.
+
+        Returns:
+            From how many examples it was learned, an example counted once for each group of histories. 0: the profiles are
+            as they were, those of the texts.
+        """
+        assert self.user_knowledge is not None
+        (profiles,) = self.embedding.entity_profiles.values()
+        return adapt_to_preferences(profiles, _AllGroups(self.user_knowledge, examples))
 
     def make_train_function(self, force: bool = False) -> Any:
         # Every `fit` begins here, and weights may have been loaded since the last one.
@@ -290,6 +307,18 @@ class RankingModel(tfrs.Model):
 
     def get_config(self) -> dict[str, Any]:
         return {"config": dataclasses.asdict(self.config)}
+
+
+class _AllGroups:
+    """Examples, once with each group of histories."""
+
+    def __init__(self, knowledge: UserKnowledge, examples: Iterable[tuple[Mapping[str, Any], Any]]) -> None:
+        self._knowledge, self._examples = knowledge, examples
+
+    def __iter__(self) -> Iterator[Past]:
+        for features, labels in self._examples:
+            for group in self._knowledge.groups:
+                yield self._knowledge.past(group, features, labels)
 
 
 def _with_histories_of(schema: DatasetSchema, length: int | None) -> DatasetSchema:

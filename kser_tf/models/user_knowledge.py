@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from kser_tf.layers import HistoryLikeness
+from kser_tf.layers.preferences import Past
+from kser_tf.models.feature_indexer import rows_name
 from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, DatasetSchema, Feature
 
 # The most values of a history's further feature that are told apart: the most frequent ones. The others count as one.
@@ -50,6 +52,11 @@ class UserKnowledge(tf.keras.layers.Layer):
         }
 
     @property
+    def groups(self) -> list[str]:
+        """The groups of sequence features that are compared."""
+        return list(self._groups)
+
+    @property
     def names(self) -> list[str]:
         """The names of what is compared."""
         return [compared_name(group) for group in self._groups]
@@ -74,13 +81,34 @@ class UserKnowledge(tf.keras.layers.Layer):
         compared = {}
         for name, (items, *further) in self._groups.items():
             there = features[items.name] != MISSING_INDEX
-            feedback = [self._feedback(feature, features) for feature in further]
-            # With a width of 0 where there is no feedback: then the likeness alone counts.
-            feedback.append(tf.zeros([*tf.unstack(tf.shape(there)), 0], self.compute_dtype))
+            feedback = self._feedbacks(further, features, there)
             compared[compared_name(name)] = self._likeness[name].compare(
-                candidate, profiles[items.name], tf.concat(feedback, -1), there
+                candidate, profiles[items.name], feedback, there
             )
         return compared
+
+    def past(self, group: str, features: Mapping[str, Any], labels: Any) -> Past:
+        """Returns examples of one of the groups as `adapt_to_preferences` takes them.
+
+        Args:
+            group: One of `groups`.
+            features: What `FeatureIndexer` returns.
+            labels: `(batch,)`.
+        """
+        items, *further = self._groups[group]
+        there = features[items.name] != MISSING_INDEX
+        return Past(
+            features[rows_name(self.schema.item_id)],
+            features[rows_name(items.name)],
+            there,
+            self._feedbacks(further, features, there),
+            labels,
+        )
+
+    def _feedbacks(self, further: Sequence[Feature], features: Mapping[str, Any], there: Any) -> Any:
+        """All feedback side by side; of width 0 where there is none: then the likeness alone counts."""
+        nothing = tf.zeros([*tf.unstack(tf.shape(there)), 0], self.compute_dtype)
+        return tf.concat([*(self._feedback(feature, features) for feature in further), nothing], -1)
 
     def _feedback(self, feature: Feature, features: Mapping[str, Any]) -> Any:
         count = self._values[feature.name]
