@@ -19,6 +19,7 @@ _LAZY = {
     "RankingModel": "kser_tf.models.ranking_model",
     "SavedModelBackbone": "kser_tf.attachment.saved_model_backbone",
     "Stage": "kser_tf.stages",
+    "adapt_to_preferences": "kser_tf.attachment.preferences",
     "all_parameters": "kser_tf.strategies",
     "attach": "kser_tf.attachment.attach",
     "attachments": "kser_tf.attachment.attach",

@@ -11,6 +11,7 @@ from kser_tf.layers.bakeable_vectors import BakeableVectors
 from kser_tf.layers.entity_profiles import EntityProfiles
 from kser_tf.layers.history_likeness import HistoryLikeness
 from kser_tf.layers.knowledge_lookup import UNKNOWN_ROW, KnowledgeLookup
+from kser_tf.layers.preferences import Past
 from kser_tf.layers.untracked import Untracked
 
 
@@ -85,15 +86,31 @@ class HistoryCorrection(tf.keras.layers.Layer):
 
     def call(self, candidate: Any, history: Any, feedback: Sequence[Any] = (), training: bool | None = None) -> Any:
         there = history != self._nothing
-        parts = [self._read(number, values) for number, values in enumerate(feedback)]
-        parts.append(tf.zeros([*tf.unstack(tf.shape(there)), 0], self.compute_dtype))  # there may be no others
         correction = self.likeness(
             self._profiles(candidate, bool(training)),
             self._profiles(history, bool(training)),
-            tf.concat(parts, -1),
+            self._feedback(feedback, there),
             mask=there,
         )
         return correction[:, 0]
+
+    def past(self, candidate: Any, history: Any, feedback: Sequence[Any], labels: Any) -> Past:
+        """Returns examples as `adapt_to_preferences` takes them.
+
+        Args:
+            candidate: As of the call.
+            history: `(batch, length)`, ids, which may be ragged.
+            feedback: As of the call.
+            labels: `(batch,)`.
+        """
+        rows = self.rows(history)
+        there = rows != self._nothing
+        return Past(candidate, rows, there, self._feedback(feedback, there), labels)
+
+    def _feedback(self, feedback: Sequence[Any], there: Any) -> Any:
+        """All feedback side by side, `(batch, length, n)`; there may be none."""
+        nothing = tf.zeros([*tf.unstack(tf.shape(there)), 0], self.compute_dtype)
+        return tf.concat([*(self._read(number, values) for number, values in enumerate(feedback)), nothing], -1)
 
     def _profiles(self, rows: Any, training: bool) -> Any:
         if self._baked.value is not None:

@@ -14,7 +14,7 @@ import tensorflow as tf
 import kser_tf
 from kser_tf.attachment.at_output import attach_at_output
 from kser_tf.errors import AttachError
-from kser_tf.layers import KnowledgeProfile
+from kser_tf.layers import KnowledgeProfile, Past, adapt_to_preferences
 
 pytestmark = pytest.mark.usefixtures("seed")
 
@@ -255,6 +255,91 @@ def test_profiles_are_of_the_store_in_training_too(stores: zoo.Stores, tmp_path:
     weights = model.output_correction.get_weights()
     model.output_correction.set_weights([weight[::-1] for weight in weights])
     assert loss_in_training() == pytest.approx(loss_of_predictions(), rel=1e-5)
+
+
+class Twice:
+    """A data set without a length that is read more than once."""
+
+    def __init__(self, *batches: Any) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
+
+
+@each
+def test_what_is_alike_is_learned_from_the_data_set(kind: str, stores: zoo.Stores, tmp_path: Path) -> None:
+    """As the layer's function learns it from rows made by hand; no prediction changes before training, and it is trained with."""
+    store, features = stores.movie_numbers, rows(256)
+    model, before = built(kind), predicted(built(kind), features)
+    attached(model, store)
+    history = model.output_correction.histories["movie_id"]
+    texts = history.profiles.directions
+    told, clicks = zoo.tensors(features), labels(features)
+    assert kser_tf.adapt_to_preferences(model, Twice((told, clicks)), at_most=1) == {"movie_id": counted(features)}
+    learned = history.profiles.directions
+    assert np.abs(learned - texts).max() > 0.01
+    np.testing.assert_array_equal(predicted(model, features), before)
+
+    by_hand = attached(built(kind), store).output_correction.histories["movie_id"]
+    numbers = np.log1p(np.nan_to_num(features["stars"]))[..., None]
+    events = (
+        np.array([*EVENTS, None], object)
+        == np.where(np.isin(features["event"], EVENTS), features["event"], None)[..., None]
+    )
+    found = {movie: row for row, movie in enumerate(store.ids.tolist())}
+    row_of = np.vectorize(lambda movie: found.get(movie, -1))
+    history_rows = row_of(features["history"])
+    feedback = np.concatenate([numbers, events.astype("float32")], -1)
+    past = Past(row_of(features["movie_id"]), history_rows, history_rows >= 0, feedback, clicks)
+    by_hand.profiles.adapt(store)
+    adapt_to_preferences(by_hand.profiles, [past])
+    np.testing.assert_allclose(learned, by_hand.profiles.directions, atol=1e-4)
+
+    kser_tf.extractor_only(model, also=())
+    fit(compiled(model))
+    np.testing.assert_array_equal(history.profiles.directions, learned)
+    correction = predicted(model, features) - before
+    np.testing.assert_allclose(correction, others(model, features) + by_the_formula(model, store, features), atol=1e-5)
+
+
+def counted(features: dict[str, np.ndarray]) -> int:
+    return int(((features["movie_id"] >= KNOWN) & (features["history"] >= KNOWN).any(1)).sum())
+
+
+def others(model: Any, features: dict[str, np.ndarray]) -> np.ndarray:
+    """The correction without that by the history."""
+    output = model.output_correction
+    ids = {"movie_id": tf.constant(features["movie_id"])}
+    likeness = output.histories["movie_id"].likeness
+    weights = likeness.get_weights()
+    likeness.set_weights([np.zeros_like(weight) for weight in weights])
+    found = output(
+        ids,
+        histories={"movie_id": (tf.constant(features["history"]), [features["stars"], tf.constant(features["event"])])},
+    )
+    likeness.set_weights(weights)
+    return np.asarray(found)
+
+
+def test_preferences_need_labels_and_a_history(stores: zoo.Stores) -> None:
+    model, features = built("subclassed"), zoo.tensors(rows())
+    with pytest.raises(AttachError, match="no history is attached to this model"):
+        kser_tf.adapt_to_preferences(model, [])
+    attached(model, stores.movie_numbers)
+    with pytest.raises(AttachError, match="name with `label` the feature"):
+        kser_tf.adapt_to_preferences(model, [features])
+    with pytest.raises(AttachError, match=r"no feature is called 'click', as `label` says\. There are: 'movie_id'"):
+        kser_tf.adapt_to_preferences(model, [features], label="click")
+    clicks = tf.constant(labels(rows()))
+    named = attached(built("subclassed"), stores.movie_numbers)
+    assert kser_tf.adapt_to_preferences(named, [{**features, "click": clicks}], label="click") == {
+        "movie_id": kser_tf.adapt_to_preferences(model, [(features, clicks)])["movie_id"]
+    }
+    same(
+        named.output_correction.histories["movie_id"].profiles.get_weights(),
+        model.output_correction.histories["movie_id"].profiles.get_weights(),
+    )
 
 
 @pytest.mark.parametrize("kind", ["functional", pytest.param("tfrs", marks=pytest.mark.tfrs)])

@@ -16,7 +16,7 @@ from kser_tf.attachment.attached_model import ATTRIBUTE, backbone_config, traina
 from kser_tf.attachment.before_attaching import remember
 from kser_tf.attachment.sub_layers import delete_layer, set_layer
 from kser_tf.compiled import forget_traces
-from kser_tf.layers import OutputCorrection
+from kser_tf.layers import OutputCorrection, Past
 from kser_tf.layers.statistics_at_hand import training_step
 
 OUTPUT_KINDS = ("logit", "probability", "score")
@@ -297,6 +297,22 @@ def _running_steps() -> list[list[Any]]:
     if not hasattr(_steps, "running"):
         _steps.running = []
     return _steps.running
+
+
+def past_of(model: OutputCorrected, name: str, inputs: Any, labels: Any) -> Past:
+    """Returns what a batch tells of an entity's candidates and their history, a row for each candidate.
+
+    Args:
+        model: Whose output is corrected.
+        name: The entity's, which has a history.
+        inputs: What the model is called with.
+        labels: One for each candidate.
+    """
+    plan, layer = model._correction_plan, model.output_correction.histories[name]
+    given, features = _arguments(type(model), (inputs,), {}), plan.histories[name]
+    ids = tf.reshape(_feature(model, given, plan.features[name]), [-1])
+    told = [(feature, _feature(model, given, feature)) for feature in (features.ids, *features.feedback)]
+    return layer.past(layer.rows(ids), *_history(told, tf.size(ids)), tf.reshape(labels, [-1]))
 
 
 def _arguments(corrected_class: Any, args: Any, kwargs: Any) -> dict[str, Any]:
