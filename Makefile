@@ -14,7 +14,7 @@ KERAS_3_TESTS := tests/test_esf_net.py tests/test_alignment_attention.py tests/t
 	tests/test_attach_output.py tests/test_saved_model_backbone.py tests/test_warm_start.py tests/test_baking.py \
 	tests/test_readme.py tests/test_id_dropout.py tests/test_attach_errors.py tests/test_user_knowledge.py \
 	tests/test_attach_history.py::test_as_the_formula_has_it_padded_and_ragged \
-	tests/test_attach_history.py::test_saved_loaded_and_gone_on_with tests/test_gather_few.py
+	tests/test_attach_history.py::test_saved_loaded_and_gone_on_with tests/test_gather_few.py tests/test_preferences.py
 
 .PHONY: demo test lint types test-keras-2 test-keras-3 clean
 

@@ -1,17 +1,19 @@
-"""What each text is worth to the user's side: `HistoryLikeness` on the logits of a trained base, text by text, in a minute.
+"""What each text is worth to the user's side: `HistoryLikeness` on the logits of a trained base, text by text.
 
     .venv/bin/python benchmarks/texts.py --prepared runs/movielens-1m/prepared --base runs/movielens-1m/models/din/base/seed-1 \
         --store runs/benchmark-movielens-1m/stores/mixed/movie \
         --together three_llms=colakg_deepseek,gearrec_qwenmax,agent4rec_gpt35_summary
 
 Nothing of the base is trained. What the user thought of what is like the candidate is compared by each field of the store alone, by all
-of them together, and by each combination named, with a width of the profiles of 32 and of 64; the correction is fitted on two thirds
-of the validation users and its gain in AUC measured on the others. Test rows are not read. Writes `benchmarks/results/texts.json`.
+of them together, and by each combination named, with a width of the profiles of 32 and of 64, the profiles those of the texts, and
+those adapted to preferences on training rows; the correction is fitted on two thirds of the validation users and its gain in AUC
+measured on the others. Test rows are not read. Writes `benchmarks/results/texts.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -25,14 +27,15 @@ import tensorflow as tf
 from results import write_results
 
 from kser_tf import KnowledgeStore
-from kser_tf.layers import KnowledgeLookup
+from kser_tf.layers import KnowledgeLookup, adapt_to_preferences
 from kser_tf.layers.entity_profiles import EntityProfiles
 from kser_tf.metrics import auc
 from kser_tf.models.feature_indexer import rows_name
 from kser_tf.models.model_folder import load_model
-from kser_tf.models.user_knowledge import UserKnowledge
+from kser_tf.models.user_knowledge import AllGroups, UserKnowledge
 from kser_tf.pipelines.callbacks import predict_logits
 from kser_tf.pipelines.examples import IndexedExamples
+from kser_tf.pipelines.train import PREFERENCE_EXAMPLES
 from kser_tf.schema import DatasetSchema
 
 ROWS_AT_ONCE = 4096
@@ -54,21 +57,24 @@ def main() -> None:
     choices = {field: [field] for field in store.fields} | {"all": list(store.fields)}
     choices |= {name: fields.split(",") for name, fields in (each.split("=", 1) for each in given.together)}
     schema = DatasetSchema.load(given.prepared)
-    examples = IndexedExamples(given.prepared, "validation", {schema.feature(schema.item_id).entity: store})
+    stores = {schema.feature(schema.item_id).entity: store}
+    examples = IndexedExamples(given.prepared, "validation", stores)
+    training = IndexedExamples(given.prepared, "train", stores)
     logits = predict_logits(load_model(given.base), examples.batches(ROWS_AT_ONCE)).ravel()
     users = examples.column(examples.schema.user_id)
     measured = []
     for name, fields in choices.items():
         with tempfile.TemporaryDirectory() as folder:
             chosen = with_fields(store, fields, Path(folder) / "store")
-            for dims in given.dims:
-                compared = compare(examples, chosen, dims)
+            for dims, adapted_to in itertools.product(given.dims, (None, training)):
+                compared = compare(examples, chosen, dims, adapted_to)
                 gains = [gain(compared, logits, examples.labels, users, seed) for seed in range(given.seeds)]
                 measured.append(
                     {
                         "texts": name,
                         "fields": fields,
                         "dims": dims,
+                        "profiles": "texts" if adapted_to is None else "preferences",
                         "gain": round(statistics.fmean(gains), 5),
                         "gains": [round(each, 5) for each in gains],
                     }
@@ -94,14 +100,21 @@ def with_fields(store: KnowledgeStore, fields: list[str], folder: Path) -> Knowl
     return KnowledgeStore.open(folder)
 
 
-def compare(examples: IndexedExamples, store: KnowledgeStore, dims: int) -> np.ndarray:
-    """What `UserKnowledge` compares of each row, `(rows, n)`. The examples' rows are those of any store of the same ids."""
+def compare(
+    examples: IndexedExamples, store: KnowledgeStore, dims: int, training: IndexedExamples | None
+) -> np.ndarray:
+    """What `UserKnowledge` compares of each row, `(rows, n)`. The examples' rows are those of any store of the same ids.
+
+    The profiles are adapted to the preferences in training examples, if there are any.
+    """
     lookup = KnowledgeLookup(store)
     profiles = EntityProfiles(lookup, dims)
     profiles.build((None, *lookup.shape))
     profiles.adapt(store)
-    profiles.remember()
     knowledge, found = UserKnowledge(examples.schema, profiles.width), []
+    if training is not None:
+        adapt_to_preferences(profiles, AllGroups(knowledge, training.some(PREFERENCE_EXAMPLES, ROWS_AT_ONCE)))
+    profiles.remember()
     for features, _ in examples.batches(ROWS_AT_ONCE):
         of_each = {
             feature.name: profiles.of_rows(features[rows_name(feature.name)], training=True)

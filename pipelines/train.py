@@ -23,7 +23,7 @@ _PLAN_FILE = "plan.txt"
 # Rows predicted at once in validation: large enough to be quick, 30 MB of history embeddings.
 EVALUATION_BATCH = 8192
 # Examples that profiles are adapted to, and how many of them at once: of histories of 100 these are 400,000 entities' parts.
-_PREFERENCE_EXAMPLES = 1 << 17
+PREFERENCE_EXAMPLES = 1 << 17
 _PREFERENCE_BATCH = 4096
 
 Strategy = Literal["base", "all_parameters", "extractor_only"]
@@ -221,7 +221,7 @@ def _adapt_to_preferences(model: Any, examples: Any) -> None:
     (profiles,) = model.embedding.entity_profiles.values()
 
     def directions() -> Any:
-        model.adapt_to_preferences(examples.some(_PREFERENCE_EXAMPLES, _PREFERENCE_BATCH))
+        model.adapt_to_preferences(examples.some(PREFERENCE_EXAMPLES, _PREFERENCE_BATCH))
         return profiles.directions
 
     profiles.set_directions(examples.kept(f"preferences.{model.comparison_fingerprint()[:16]}", directions))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -15,7 +15,7 @@ from kser_tf.keras_version import require_keras_2
 from kser_tf.knowledge_store import KnowledgeStore
 from kser_tf.layers import KnowledgeLookup
 from kser_tf.layers.entity_profiles import EntityProfiles
-from kser_tf.layers.preferences import Past, adapt_to_preferences
+from kser_tf.layers.preferences import adapt_to_preferences
 from kser_tf.schema import MISSING_INDEX, DatasetSchema
 
 require_keras_2("kser_tf.RankingModel")
@@ -28,7 +28,7 @@ from kser_tf.models.bakeable_entity import BakeableEntity  # noqa: E402
 from kser_tf.models.config import RankingModelConfig  # noqa: E402
 from kser_tf.models.feature_embedding import FeatureEmbedding, chunks_name, mask_name  # noqa: E402
 from kser_tf.models.feature_indexer import FeatureIndexer, rows_name  # noqa: E402
-from kser_tf.models.user_knowledge import UserKnowledge  # noqa: E402
+from kser_tf.models.user_knowledge import AllGroups, UserKnowledge  # noqa: E402
 
 
 class RankingModel(tfrs.Model):
@@ -161,7 +161,7 @@ class RankingModel(tfrs.Model):
         """
         assert self.user_knowledge is not None
         (profiles,) = self.embedding.entity_profiles.values()
-        return adapt_to_preferences(profiles, _AllGroups(self.user_knowledge, examples))
+        return adapt_to_preferences(profiles, AllGroups(self.user_knowledge, examples))
 
     def make_train_function(self, force: bool = False) -> Any:
         # Every `fit` begins here, and weights may have been loaded since the last one.
@@ -307,18 +307,6 @@ class RankingModel(tfrs.Model):
 
     def get_config(self) -> dict[str, Any]:
         return {"config": dataclasses.asdict(self.config)}
-
-
-class _AllGroups:
-    """Examples, once with each group of histories."""
-
-    def __init__(self, knowledge: UserKnowledge, examples: Iterable[tuple[Mapping[str, Any], Any]]) -> None:
-        self._knowledge, self._examples = knowledge, examples
-
-    def __iter__(self) -> Iterator[Past]:
-        for features, labels in self._examples:
-            for group in self._knowledge.groups:
-                yield self._knowledge.past(group, features, labels)
 
 
 def _with_histories_of(schema: DatasetSchema, length: int | None) -> DatasetSchema:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -125,3 +125,20 @@ class UserKnowledge(tf.keras.layers.Layer):
 
     def call(self, compared: Mapping[str, Any]) -> Any:
         return tf.add_n([likeness.correct(compared[compared_name(name)]) for name, likeness in self._likeness.items()])
+
+
+class AllGroups:
+    """Examples as `adapt_to_preferences` takes them, once with each group of histories.
+
+    Args:
+        knowledge: Whose groups.
+        examples: Batches of `(features, labels)`, the features as `FeatureIndexer` makes them.
+    """
+
+    def __init__(self, knowledge: UserKnowledge, examples: Iterable[tuple[Mapping[str, Any], Any]]) -> None:
+        self._knowledge, self._examples = knowledge, examples
+
+    def __iter__(self) -> Iterator[Past]:
+        for features, labels in self._examples:
+            for group in self._knowledge.groups:
+                yield self._knowledge.past(group, features, labels)
