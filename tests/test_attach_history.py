@@ -267,7 +267,7 @@ class Twice:
         return iter(self.batches)
 
 
-@each
+@pytest.mark.parametrize("kind", ["functional", pytest.param("tfrs", marks=pytest.mark.tfrs)])
 def test_what_is_alike_is_learned_from_the_data_set(kind: str, stores: zoo.Stores, tmp_path: Path) -> None:
     """As the layer's function learns it from rows made by hand; no prediction changes before training, and it is trained with."""
     store, features = stores.movie_numbers, rows(256)

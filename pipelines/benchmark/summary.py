@@ -23,7 +23,7 @@ def build_summary(matrix: BenchmarkMatrix, state: BenchmarkState) -> dict[str, A
     """Returns what is known so far.
 
     Returns:
-        `title`, `notice`; `progress`, how many cells are done of how many; `goals`; `runs`, one for each cell that is done, with
+        `name`, `title`, `notice`; `progress`, how many cells are done of how many; `goals`; `runs`, one for each cell that is done, with
         its metrics by slice, its curve and what made it; `comparisons` (`compare`), `speed` (`speeds`); `tuning`, the
         budget and what was chosen; `failures`; `texts`, for each variant its text; `command`, `commit`, `processor`, `finished`.
     """
@@ -33,6 +33,7 @@ def build_summary(matrix: BenchmarkMatrix, state: BenchmarkState) -> dict[str, A
     comparisons, speed = compare(config, measured), speeds(config, measured)
     counts = Counter(states.values())
     return {
+        "name": config.name,
         "title": config.title or config.name,
         "notice": config.notice,
         "progress": {
