@@ -113,7 +113,7 @@ def compare(
     profiles.adapt(store)
     knowledge, found = UserKnowledge(examples.schema, profiles.width), []
     if training is not None:
-        adapt_to_preferences(profiles, AllGroups(knowledge, training.some(PREFERENCE_EXAMPLES, ROWS_AT_ONCE)))
+        adapt_to_preferences(profiles, lookup, AllGroups(knowledge, training.some(PREFERENCE_EXAMPLES, ROWS_AT_ONCE)))
     profiles.remember()
     for features, _ in examples.batches(ROWS_AT_ONCE):
         of_each = {

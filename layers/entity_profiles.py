@@ -57,10 +57,6 @@ class EntityProfiles(KnowledgeProfile):
         profiles = profiles if places is None else tf.gather(profiles, places)
         return tf.reshape(profiles, tf.concat([tf.shape(rows), [self.width]], 0))
 
-    def parts_of_rows(self, rows: Any) -> Any:
-        """Returns `parts` of distinct store rows, `(n, parts_width)`; 0 for row -1."""
-        return self.parts(*self._lookup.lookup_rows(rows))
-
     @property
     def is_at_hand(self) -> bool:
         """Whether `remember` has put the profiles at hand."""

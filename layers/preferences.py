@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from kser_tf.layers.catalogue import with_fixed_signs
-from kser_tf.layers.entity_profiles import EntityProfiles
+from kser_tf.layers.knowledge_lookup import KnowledgeLookup
+from kser_tf.layers.knowledge_profile import KnowledgeProfile
 
 # `l`, in shares of the greatest eigenvalue.
 _RIDGE = 0.1
@@ -36,7 +37,7 @@ class Past(NamedTuple):
     labels: Any
 
 
-def adapt_to_preferences(profiles: EntityProfiles, examples: Iterable[Past]) -> int:
+def adapt_to_preferences(profile: KnowledgeProfile, lookup: KnowledgeLookup, examples: Iterable[Past]) -> int:
     """Makes profiles alike whose entities the same users like, instead of those whose texts are alike in any way.
 
     With the parts `x` of an entity's knowledge (`KnowledgeProfile.parts`: of each field its own), a candidate `i`, a history of
@@ -55,12 +56,19 @@ def adapt_to_preferences(profiles: EntityProfiles, examples: Iterable[Past]) -> 
     the same examples learn the same.
 
     Args:
-        profiles: Adapted to their store.
+        profile: The layer, adapted to the store.
+        lookup: What looks up the store's chunks.
         examples: Of training, iterated over twice. A hundred thousand are enough.
 
     Returns:
         From how many examples the directions were learned: those with a known candidate and a history. 0 where they tell
-        nothing; the profiles then stay as they were.
+        nothing; the directions then stay as they were.
+
+    Example:
+
+    >>> profile.adapt(store)
+    >>> batch = Past(lookup.rows(movie), lookup.rows(history), history != "", stars[..., None], labels)
+    >>> adapt_to_preferences(profile, lookup, [batch])
 
     References:
         - [Kulis, Metric Learning: A Survey, 2013](https://doi.org/10.1561/2200000019)
@@ -75,7 +83,7 @@ def adapt_to_preferences(profiles: EntityProfiles, examples: Iterable[Past]) -> 
     start = 0
     for batch in map(_usable, examples):
         stop = start + len(batch.labels)
-        candidate, users = _candidates_and_users(profiles, batch)
+        candidate, users = _candidates_and_users(profile, lookup, batch)
         surprising = surprises[start:stop, None] * candidate
         products += np.stack([surprising.T @ user for user in users])
         covariance += candidate.T @ candidate
@@ -85,12 +93,12 @@ def adapt_to_preferences(profiles: EntityProfiles, examples: Iterable[Past]) -> 
     metric = inverse @ np.tensordot(worth, products / start, 1) @ inverse
     metric = (metric + metric.T) * np.sign(np.trace(metric))
     values, vectors = np.linalg.eigh(metric)
-    foremost = slice(None, -profiles.width - 1, -1)
+    foremost = slice(None, -profile.directions.shape[1] - 1, -1)
     strength = np.sqrt(np.maximum(values[foremost], 0))
     if not strength.max() > _SMALLEST:
         return 0
     # Profiles have unit length, so only their shares count.
-    profiles.set_directions(with_fixed_signs(vectors[:, foremost] * (strength / strength.max())))
+    profile.set_directions(with_fixed_signs(vectors[:, foremost] * (strength / strength.max())))
     return start
 
 
@@ -127,11 +135,13 @@ def _mean_feedback(batch: Past) -> np.ndarray:
     return mean
 
 
-def _candidates_and_users(profiles: EntityProfiles, batch: Past) -> tuple[np.ndarray, list[np.ndarray]]:
+def _candidates_and_users(
+    profile: KnowledgeProfile, lookup: KnowledgeLookup, batch: Past
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """The candidates' parts, and for each number of the feedback what the users' past adds up to; each float64 `(rows, parts)`."""
     count = len(batch.candidate)
     rows, places = np.unique(np.concatenate([batch.candidate, batch.history.ravel()]), return_inverse=True)
-    parts = tf.cast(profiles.parts_of_rows(tf.constant(rows, tf.int32)), tf.float64)
+    parts = tf.cast(profile.parts(*lookup.lookup_rows(tf.constant(rows, tf.int32))), tf.float64)
     of_history = places.ravel()[count:].reshape(batch.history.shape)
     scale = np.sqrt(batch.there.sum(1, keepdims=True))
 

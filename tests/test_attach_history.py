@@ -293,7 +293,7 @@ def test_what_is_alike_is_learned_from_the_data_set(kind: str, stores: zoo.Store
     feedback = np.concatenate([numbers, events.astype("float32")], -1)
     past = Past(row_of(features["movie_id"]), history_rows, history_rows >= 0, feedback, clicks)
     by_hand.profiles.adapt(store)
-    adapt_to_preferences(by_hand.profiles, [past])
+    adapt_to_preferences(by_hand.profiles, by_hand.lookup, [past])
     np.testing.assert_allclose(learned, by_hand.profiles.directions, atol=1e-4)
 
     kser_tf.extractor_only(model, also=())

@@ -11,8 +11,7 @@ import pytest
 import small_world as world
 
 from kser_tf import KnowledgeStore
-from kser_tf.layers import KnowledgeLookup, Past, adapt_to_preferences
-from kser_tf.layers.entity_profiles import EntityProfiles
+from kser_tf.layers import KnowledgeLookup, KnowledgeProfile, Past, adapt_to_preferences
 
 FIELDS, CHUNKS, WIDTH, ENTITIES, LENGTH = 2, 2, 4, 120, 6
 
@@ -38,12 +37,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> KnowledgeStore:
     return KnowledgeStore.open(folder)
 
 
-def profiles_of(store: KnowledgeStore, dims: int = 3) -> EntityProfiles:
-    lookup = KnowledgeLookup(store)
-    profiles = EntityProfiles(lookup, dims)
-    profiles.build((None, *lookup.shape))
-    profiles.adapt(store)
-    return profiles
+def profile_of(store: KnowledgeStore, dims: int = 3) -> KnowledgeProfile:
+    profile = KnowledgeProfile(dims)
+    profile.build((None, FIELDS, CHUNKS, WIDTH))
+    profile.adapt(store)
+    return profile
 
 
 def parts_by_hand(store: KnowledgeStore) -> np.ndarray:
@@ -121,17 +119,17 @@ def directions_by_hand(store: KnowledgeStore, examples: list[Past], dims: int) -
 
 @pytest.mark.parametrize("stars", [True, False])
 def test_as_the_formula_has_it(store: KnowledgeStore, stars: bool) -> None:
-    profiles, examples = profiles_of(store), examples_of(store, stars=stars)
-    learned_from = adapt_to_preferences(profiles, examples)
+    profile, examples = profile_of(store), examples_of(store, stars=stars)
+    learned_from = adapt_to_preferences(profile, KnowledgeLookup(store), examples)
     directions, count = directions_by_hand(store, examples, 3)
     assert learned_from == count
     vectors = parts_by_hand(store)[: ENTITIES - 1] @ directions
     expected = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    found = profiles.of_rows(np.arange(ENTITIES - 1, dtype="int32")).numpy()
+    found = profile(*store.lookup(store.ids[:-1])).numpy()
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-3)
-    assert not profiles.of_rows(np.array([ENTITIES - 1, -1], "int32")).numpy().any()
-    adapt_to_preferences(again := profiles_of(store), examples)
-    np.testing.assert_array_equal(again.directions, profiles.directions)
+    assert not profile(*store.lookup(store.ids[-1:])).numpy().any()
+    adapt_to_preferences(again := profile_of(store), KnowledgeLookup(store), examples)
+    np.testing.assert_array_equal(again.directions, profile.directions)
 
 
 @pytest.mark.parametrize("stars", [True, False])
@@ -140,30 +138,30 @@ def test_alike_is_then_what_the_same_users_like(store: KnowledgeStore, stars: bo
     cared_for = np.sign(parts_by_hand(store)[: ENTITIES - 1, WIDTH + 1])
     together = cared_for[:, None] * cared_for
     agreement = []
-    profiles = profiles_of(store, dims=1)
+    profile = profile_of(store, dims=1)
     for _ in range(2):
-        found = profiles.of_rows(np.arange(ENTITIES - 1, dtype="int32")).numpy()
+        found = profile(*store.lookup(store.ids[:-1])).numpy()
         agreement.append((np.sign(found @ found.T) * together).mean())
-        adapt_to_preferences(profiles, examples_of(store, stars=stars))
+        adapt_to_preferences(profile, KnowledgeLookup(store), examples_of(store, stars=stars))
     assert agreement[0] < 0.3
     assert agreement[1] > 0.7
 
 
 def test_examples_that_tell_nothing_leave_the_texts(store: KnowledgeStore) -> None:
-    profiles = profiles_of(store)
-    before = profiles.directions
+    profile = profile_of(store)
+    before = profile.directions
     batch = examples_of(store)[0]
     same = batch._replace(labels=np.ones_like(batch.labels))
     unknown = batch._replace(candidate=np.full_like(batch.candidate, -1))
     new = batch._replace(there=np.zeros_like(batch.there))
     for nothing in ([], [unknown], [new], [same]):
-        assert adapt_to_preferences(profiles, nothing) == 0
-        np.testing.assert_array_equal(profiles.directions, before)
+        assert adapt_to_preferences(profile, KnowledgeLookup(store), nothing) == 0
+        np.testing.assert_array_equal(profile.directions, before)
 
 
 def test_what_stands_where_nothing_is_does_not_matter(store: KnowledgeStore) -> None:
     examples = examples_of(store)
-    adapt_to_preferences(expected := profiles_of(store), examples)
+    adapt_to_preferences(expected := profile_of(store), KnowledgeLookup(store), examples)
     rubbish = [
         each._replace(
             history=np.where(each.there, each.history, 7),
@@ -171,8 +169,8 @@ def test_what_stands_where_nothing_is_does_not_matter(store: KnowledgeStore) -> 
         )
         for each in examples
     ]
-    adapt_to_preferences(profiles := profiles_of(store), rubbish)
-    np.testing.assert_array_equal(profiles.directions, expected.directions)
+    adapt_to_preferences(profile := profile_of(store), KnowledgeLookup(store), rubbish)
+    np.testing.assert_array_equal(profile.directions, expected.directions)
 
 
 class Again:

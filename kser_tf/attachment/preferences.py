@@ -47,12 +47,11 @@ def adapt_to_preferences(
         raise AttachError(
             "no history is attached to this model: attach(model, at_output={<id feature>: Attachment(store, history=...)})."
         )
-    return {
-        plan.features[name]: preferences.adapt_to_preferences(
-            model.output_correction.histories[name].profiles, _Pasts(model, name, examples, label, at_most)
-        )
-        for name in plan.histories
-    }
+    learned = {}
+    for name in plan.histories:
+        layer, pasts = model.output_correction.histories[name], _Pasts(model, name, examples, label, at_most)
+        learned[plan.features[name]] = preferences.adapt_to_preferences(layer.profiles, layer.lookup, pasts)
+    return learned
 
 
 class _Pasts:

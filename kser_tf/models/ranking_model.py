@@ -160,8 +160,8 @@ class RankingModel(tfrs.Model):
             as they were, those of the texts.
         """
         assert self.user_knowledge is not None
-        (profiles,) = self.embedding.entity_profiles.values()
-        return adapt_to_preferences(profiles, AllGroups(self.user_knowledge, examples))
+        ((entity, profiles),) = self.embedding.entity_profiles.items()
+        return adapt_to_preferences(profiles, self.embedding.lookups[entity], AllGroups(self.user_knowledge, examples))
 
     def make_train_function(self, force: bool = False) -> Any:
         # Every `fit` begins here, and weights may have been loaded since the last one.
