@@ -16,6 +16,7 @@ from kser_tf.layers.knowledge_profile import KnowledgeProfile
 _RIDGE = 0.1
 # Examples of the average item that each item's own mean is mixed with.
 _PRIOR_EXAMPLES = 10
+# Labels whose surprising part has a smaller variance tell nothing but rounding.
 _SMALLEST = 1e-12
 
 
@@ -58,11 +59,14 @@ def adapt_to_preferences(profile: KnowledgeProfile, lookup: KnowledgeLookup, exa
     Args:
         profile: The layer, adapted to the store.
         lookup: What looks up the store's chunks.
-        examples: Of training, iterated over twice. A hundred thousand are enough.
+        examples: Of training, iterated over twice, in any order. A hundred thousand are enough.
 
     Returns:
         From how many examples the directions were learned: those with a known candidate and a history. 0 where they tell
         nothing; the directions then stay as they were.
+
+    Raises:
+        ValueError: There is not one label for each candidate.
 
     Example:
 
@@ -75,59 +79,71 @@ def adapt_to_preferences(profile: KnowledgeProfile, lookup: KnowledgeLookup, exa
         - [Izenman, Reduced-rank regression for the multivariate linear model,
           1975](https://doi.org/10.1016/0047-259X(75)90042-1)
     """
-    surprises = _surprises(examples)
-    if len(surprises) == 0:
-        return 0
+    explained = _Explained(examples)
     products: Any = 0.0
     covariance: Any = 0.0
-    start = 0
+    count, surprise = 0, 0.0
     for batch in map(_usable, examples):
-        stop = start + len(batch.labels)
         candidate, users = _candidates_and_users(profile, lookup, batch)
-        surprising = surprises[start:stop, None] * candidate
-        products += np.stack([surprising.T @ user for user in users])
+        surprising = batch.labels - explained.of(batch)
+        products += np.stack([(surprising[:, None] * candidate).T @ user for user in users])
         covariance += candidate.T @ candidate
-        start = stop
+        count += len(surprising)
+        surprise += (surprising**2).sum()
+    if surprise <= _SMALLEST * count:
+        return 0
     worth = np.linalg.svd(products.reshape(len(products), -1), full_matrices=False)[0][:, 0]
-    inverse = _inverse(covariance / start)
-    metric = inverse @ np.tensordot(worth, products / start, 1) @ inverse
+    inverse = _inverse(covariance / count)
+    metric = inverse @ np.tensordot(worth, products / count, 1) @ inverse
     metric = (metric + metric.T) * np.sign(np.trace(metric))
     values, vectors = np.linalg.eigh(metric)
     foremost = slice(None, -profile.directions.shape[1] - 1, -1)
     strength = np.sqrt(np.maximum(values[foremost], 0))
-    if not strength.max() > _SMALLEST:
+    if not strength.any():
         return 0
     # Profiles have unit length, so only their shares count.
     profile.set_directions(with_fixed_signs(vectors[:, foremost] * (strength / strength.max())))
-    return start
+    return count
 
 
 def _usable(batch: Past) -> Past:
     """The rows, as NumPy, that have a candidate with knowledge and a history; without what stands behind `there`."""
     candidate, history, there, feedback, labels = (np.asarray(each) for each in batch)
+    if labels.size != candidate.size:
+        raise ValueError(
+            f"there is to be one label for each candidate. Received: labels of shape {labels.shape}, candidates of shape "
+            f"{candidate.shape}"
+        )
     rows = (candidate >= 0) & there.any(1)
     feedback = np.where(there[..., None], feedback, 0)
-    return Past(*(each[rows] for each in (candidate, history, there, feedback, labels.reshape(len(rows)))))
+    labels = labels.reshape(-1).astype(np.float64)
+    return Past(*(each[rows] for each in (candidate, history, there, feedback, labels)))
 
 
-def _surprises(examples: Iterable[Past]) -> np.ndarray:
-    """The part of the label that is not explained, of all usable examples, float64 `(rows,)`."""
-    items, labels, means = [], [], []
-    for batch in map(_usable, examples):
-        items.append(batch.candidate)
-        labels.append(batch.labels.astype(np.float64))
-        means.append(_mean_feedback(batch))
-    label = np.concatenate([np.zeros(0), *labels])
-    if len(label) == 0:
-        return label
-    item, mean = np.concatenate(items), np.concatenate(means)
-    surprise = label - label.mean()
-    _, number = np.unique(item, return_inverse=True)
-    surprise -= (np.bincount(number, surprise) / (np.bincount(number) + _PRIOR_EXAMPLES))[number]
-    centred = mean - mean.mean(0)
-    ridge = _PRIOR_EXAMPLES * np.eye(mean.shape[1])
-    explained: np.ndarray = centred @ np.linalg.solve(centred.T @ centred + ridge, centred.T @ surprise)
-    return surprise - explained
+class _Explained:
+    """What an item's own mean and a user's mean feedback say of the label, learned from examples."""
+
+    def __init__(self, examples: Iterable[Past]) -> None:
+        batches = [(batch.candidate, batch.labels, _mean_feedback(batch)) for batch in map(_usable, examples)]
+        if not batches:
+            return
+        items, labels, feedback = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        self._mean = labels.mean() if len(labels) else 0.0
+        self._items, numbers = np.unique(items, return_inverse=True)
+        left = labels - self._mean
+        self._of_items = np.bincount(numbers, left) / (np.bincount(numbers) + _PRIOR_EXAMPLES)
+        self._mean_feedback = feedback.mean(0) if len(feedback) else np.zeros(feedback.shape[1])
+        centred = feedback - self._mean_feedback
+        ridge = _PRIOR_EXAMPLES * np.eye(feedback.shape[1])
+        self._of_feedback = np.linalg.solve(centred.T @ centred + ridge, centred.T @ (left - self._of_items[numbers]))
+
+    def of(self, batch: Past) -> np.ndarray:
+        """Returns it for each row, float64 `(rows,)`; of items that were not among the examples, as of a mean item."""
+        places = np.minimum(np.searchsorted(self._items, batch.candidate), len(self._items) - 1)
+        known = self._items[places] == batch.candidate if len(self._items) else np.zeros(0, bool)
+        of_item = np.where(known, self._of_items[places], 0.0)
+        explained: np.ndarray = self._mean + of_item + (_mean_feedback(batch) - self._mean_feedback) @ self._of_feedback
+        return explained
 
 
 def _mean_feedback(batch: Past) -> np.ndarray:

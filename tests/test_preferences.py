@@ -173,6 +173,33 @@ def test_what_stands_where_nothing_is_does_not_matter(store: KnowledgeStore) -> 
     np.testing.assert_array_equal(profile.directions, expected.directions)
 
 
+def test_the_order_of_the_examples_does_not_matter_not_even_between_the_passes(store: KnowledgeStore) -> None:
+    """Data sets that are shuffled anew for each pass are what people have."""
+    (one, other), lookup = examples_of(store), KnowledgeLookup(store)
+    adapt_to_preferences(expected := profile_of(store), lookup, [one, other])
+
+    class Shuffled:
+        passes = 0
+
+        def __iter__(self) -> Iterator[Past]:
+            self.passes += 1
+            order = np.random.default_rng(self.passes).permutation(len(one.labels))
+            yield from ([other] if self.passes % 2 else [])
+            yield Past(*(each[order] for each in one))
+            yield from ([] if self.passes % 2 else [other])
+
+    adapt_to_preferences(profile := profile_of(store), lookup, Shuffled())
+    np.testing.assert_allclose(profile.directions, expected.directions, atol=1e-5)
+
+
+def test_labels_must_be_one_for_each_candidate(store: KnowledgeStore) -> None:
+    batch = examples_of(store)[0]
+    with pytest.raises(ValueError, match=r"one label for each candidate\. Received: labels of shape \(2500, 2\)"):
+        adapt_to_preferences(
+            profile_of(store), KnowledgeLookup(store), [batch._replace(labels=np.zeros((2500, 2), "float32"))]
+        )
+
+
 class Again:
     """A data set of `(features, labels)` that counts how often it is read."""
 

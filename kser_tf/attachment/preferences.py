@@ -24,8 +24,7 @@ def adapt_to_preferences(
     Args:
         model: A model with an `Attachment` that has a `history`.
         examples: Batches as of `fit`, shuffled: `(features, labels)`, or features alone with `label`. Iterated over twice
-            for each history, so a `tf.data.Dataset` that is shuffled anew each time must be made with
-            `reshuffle_each_iteration=False`. Labels are numbers; greater is better.
+            for each history. Labels are numbers; greater is better.
         label: The feature that holds the label. Defaults to what stands beside the features.
         at_most: Of the first examples so many are looked at. Defaults to 131,072.
 
@@ -35,6 +34,7 @@ def adapt_to_preferences(
 
     Raises:
         AttachError: No history is attached, or a batch has no label.
+        ValueError: There is not one label for each candidate.
 
     Example:
 
