@@ -34,7 +34,9 @@ def test_attach_layers(tmp_path):
 
 
 def test_attach_to_your_tfrs_model(tmp_path, monkeypatch):
-    monkeypatch.setenv("KSER_TF_NOTEBOOK_DRAWS", "1")  # the notebook's cells assert what they say; this is about time
+    # The notebook's cells assert what they say; this is about time.
+    monkeypatch.setenv("KSER_TF_NOTEBOOK_DRAWS", "1")
+    monkeypatch.setenv("KSER_TF_NOTEBOOK_USERS", "1200")
     outputs = outputs_of("attach_to_your_tfrs_model.ipynb", tmp_path)
     assert "the first predictions are the old ones, bit for bit" in outputs
     assert "detached, it predicts as before, bit for bit" in outputs
