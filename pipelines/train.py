@@ -151,7 +151,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         model = RankingModel(schema, config.model, stores)
         model.make_weights()
         model.adapt(stores)
-        if config.model.user_knowledge == "preferences":
+        # A base is told of it too, and has no knowledge to compare.
+        if model.user_knowledge is not None and config.model.user_knowledge == "preferences":
             _adapt_to_preferences(model, train_examples)
         for examples in (train_examples, validation_examples):
             examples.prepare_for(model)

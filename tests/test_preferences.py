@@ -250,6 +250,9 @@ def test_training_adapts_to_its_own_examples_once_for_all_models(
     fewer = trained("fewer", "preferences", training_users=0.5)
     assert np.abs(fewer.embedding.entity_profiles["item"].directions - learned).max() > 1e-3
 
+    base = trained("base", "preferences", strategy="base", stores={})
+    assert base.user_knowledge is None
+
     def refuse(*_: Any) -> int:
         raise AssertionError("was learned again")
 
