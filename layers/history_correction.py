@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kser_tf.layers.bakeable_vectors import BakeableVectors
 from kser_tf.layers.entity_profiles import EntityProfiles
-from kser_tf.layers.history_likeness import HistoryLikeness
+from kser_tf.layers.history_likeness import HistoryLikeness, joined_feedback
 from kser_tf.layers.knowledge_lookup import UNKNOWN_ROW, KnowledgeLookup
 from kser_tf.layers.preferences import Past
 from kser_tf.layers.untracked import Untracked
@@ -108,9 +108,8 @@ class HistoryCorrection(tf.keras.layers.Layer):
         return Past(candidate, rows, there, self._feedback(feedback, there), labels)
 
     def _feedback(self, feedback: Sequence[Any], there: Any) -> Any:
-        """All feedback side by side, `(batch, length, n)`; there may be none."""
-        nothing = tf.zeros([*tf.unstack(tf.shape(there)), 0], self.compute_dtype)
-        return tf.concat([*(self._read(number, values) for number, values in enumerate(feedback)), nothing], -1)
+        read = [self._read(number, values) for number, values in enumerate(feedback)]
+        return joined_feedback(read, there, self.compute_dtype)
 
     def _profiles(self, rows: Any, training: bool) -> Any:
         if self._baked.value is not None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from kser_tf.layers.shaped_layer import ShapedLayer, with_shape
+
+
+def joined_feedback(feedback: Iterable[Any], there: Any, dtype: Any) -> Any:
+    """Returns all feedback side by side, `(batch, length, n)`; of width 0 where there is none: then the likeness alone counts.
+
+    Args:
+        feedback: Each `(batch, length, any width)`, of `dtype`.
+        there: `(batch, length)`.
+        dtype: Of the result.
+    """
+    return tf.concat([*feedback, tf.zeros([*tf.unstack(tf.shape(there)), 0], dtype)], -1)
 
 
 @tf.keras.utils.register_keras_serializable("kser_tf")

@@ -257,16 +257,6 @@ def test_profiles_are_of_the_store_in_training_too(stores: zoo.Stores, tmp_path:
     assert loss_in_training() == pytest.approx(loss_of_predictions(), rel=1e-5)
 
 
-class Twice:
-    """A data set without a length that is read more than once."""
-
-    def __init__(self, *batches: Any) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Any:
-        return iter(self.batches)
-
-
 @pytest.mark.parametrize("kind", ["functional", pytest.param("tfrs", marks=pytest.mark.tfrs)])
 def test_what_is_alike_is_learned_from_the_data_set(kind: str, stores: zoo.Stores, tmp_path: Path) -> None:
     """As the layer's function learns it from rows made by hand; no prediction changes before training, and it is trained with."""
@@ -276,7 +266,7 @@ def test_what_is_alike_is_learned_from_the_data_set(kind: str, stores: zoo.Store
     history = model.output_correction.histories["movie_id"]
     texts = history.profiles.directions
     told, clicks = zoo.tensors(features), labels(features)
-    assert kser_tf.adapt_to_preferences(model, Twice((told, clicks)), at_most=1) == {"movie_id": counted(features)}
+    assert kser_tf.adapt_to_preferences(model, [(told, clicks)], at_most=1) == {"movie_id": counted(features)}
     learned = history.profiles.directions
     assert np.abs(learned - texts).max() > 0.01
     np.testing.assert_array_equal(predicted(model, features), before)

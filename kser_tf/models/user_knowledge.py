@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from kser_tf.layers import HistoryLikeness
+from kser_tf.layers.history_likeness import joined_feedback
 from kser_tf.layers.preferences import Past
 from kser_tf.models.feature_indexer import rows_name
 from kser_tf.schema import FIRST_INDEX, MISSING_INDEX, DatasetSchema, Feature
@@ -106,9 +107,7 @@ class UserKnowledge(tf.keras.layers.Layer):
         )
 
     def _feedbacks(self, further: Sequence[Feature], features: Mapping[str, Any], there: Any) -> Any:
-        """All feedback side by side; of width 0 where there is none: then the likeness alone counts."""
-        nothing = tf.zeros([*tf.unstack(tf.shape(there)), 0], self.compute_dtype)
-        return tf.concat([*(self._feedback(feature, features) for feature in further), nothing], -1)
+        return joined_feedback([self._feedback(feature, features) for feature in further], there, self.compute_dtype)
 
     def _feedback(self, feature: Feature, features: Mapping[str, Any]) -> Any:
         count = self._values[feature.name]
