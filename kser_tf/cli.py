@@ -179,13 +179,20 @@ def _add_benchmark(commands: Any) -> None:
         help="only the cells whose names match, such as 'din/*', and those that they need; may be given several times",
     )
     command.add_argument("--summary", action="store_true", help="only the summary, of the cells that are done")
+    command.add_argument(
+        "--records",
+        metavar="FOLDER",
+        help="keep what cells find there too, in small files; cells that have one are not trained again",
+    )
 
     def execute(given: argparse.Namespace) -> int:
         from kser_tf.pipelines.benchmark import BenchmarkConfig, benchmark
         from kser_tf.pipelines.config import load_config
 
         config = load_config(BenchmarkConfig, given.config, data=given.data, work=given.work, overrides=given.set)
-        return benchmark(config, parts=given.part, only=given.only, summary=given.summary)
+        return benchmark(
+            config, parts=given.part, only=given.only, summary=given.summary, records=given.records
+        )
 
     command.set_defaults(execute=execute)
 

@@ -17,7 +17,8 @@ from kser_tf.pipelines.benchmark.comparisons import Measured, compare, judge_goa
 from kser_tf.pipelines.benchmark.config import BenchmarkConfig
 from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell
 from kser_tf.pipelines.config import from_mapping
-from kser_tf.pipelines.evaluate import BOOTSTRAP_FILE, EvaluateConfig
+from kser_tf.pipelines.benchmark.records import Records, packed, unpacked
+from kser_tf.pipelines.evaluate import EvaluateConfig
 from kser_tf.pipelines.job import current_result, read_job, write_job
 
 VARIANTS = {
@@ -475,14 +476,86 @@ def test_a_variant_whose_trials_have_not_ended_waits(data, tmp_path, jobs):
     assert kser["config"]["learning_rate"] == 1e-4
 
 
+# --- records
+
+
+WITH_EXTRACTOR = {"main": {"variants": ["base", "kser", "kser_extractor_only"]}}
+SEARCH = {"keys": {"learning_rate": [1e-4, 2e-4]}, "trials": 2, "seed": 9}
+
+
+def test_what_is_recorded_is_not_trained_again_elsewhere(data, tmp_path, jobs, capsys):
+    first = config_of(data, tmp_path / "first", parts=WITH_EXTRACTOR, tuning=SEARCH)
+    benchmark(first, records=tmp_path / "records")
+    cells = names(BenchmarkMatrix(first).cells)
+    assert sorted(jobs.trained) == sorted(cells)
+    assert {f"{name}.json" for name in cells} == {
+        path.relative_to(tmp_path / "records").as_posix() for path in (tmp_path / "records").rglob("*.json")
+    }
+    jobs.trained.clear()
+    benchmark(config_of(data, tmp_path / "second", parts=WITH_EXTRACTOR, tuning=SEARCH), records=tmp_path / "records")
+    assert jobs.trained == []
+    before, after = summary_of(tmp_path / "first"), summary_of(tmp_path / "second")
+    assert after["progress"]["done"] == len(cells)
+    for key in ("comparisons", "tuning"):
+        assert after[key] == before[key]
+    assert [run["metrics"] for run in after["runs"]] == [run["metrics"] for run in before["runs"]]
+    # Times tell of the machine that they were taken on.
+    assert before["speed"]
+    assert after["speed"] == []
+    assert "seconds" not in (tmp_path / "records" / f"{cells[0]}.json").read_text(encoding="utf-8")
+    benchmark(config_of(data, tmp_path / "third", parts=WITH_EXTRACTOR, tuning=SEARCH))  # where nobody asks for them
+    assert len(jobs.trained) == len(cells)
+
+
+def test_a_base_whose_model_is_gone_is_trained_again(data, tmp_path, jobs):
+    parts = {"main": {"variants": ["base", "kser"]}}
+    benchmark(config_of(data, tmp_path / "first", parts=parts), records=tmp_path / "records")
+    jobs.trained.clear()
+    config = config_of(data, tmp_path / "second", parts=WITH_EXTRACTOR)
+    benchmark(config, only=["*/seed-2"], records=tmp_path / "records")
+    assert jobs.trained == ["din/base/by_user/users-1/seed-2", "din/kser_extractor_only/by_user/users-1/seed-2"]
+    assert summary_of(tmp_path / "second")["progress"]["done"] == 5  # of six; seed 1 of the first two by their records
+
+
+def test_records_of_another_configuration_or_of_other_data_do_not_count(data, tmp_path, jobs):
+    records = tmp_path / "records"
+    benchmark(config_of(data, tmp_path / "first"), records=records)
+    jobs.trained.clear()
+    changed = {**VARIANTS, "kser": {"learning_rate": 0.002}}
+    benchmark(config_of(data, tmp_path / "second", variants=changed), records=records)
+    assert {name.split("/")[1] for name in jobs.trained} == {"kser"}
+    jobs.trained.clear()
+    log = pd.read_csv(data / "log.csv")
+    log[:-1].to_csv(tmp_path / "log.csv", index=False)
+    prepare = {**values(data, tmp_path)["prepare"], "data": str(tmp_path / "log.csv")}
+    benchmark(config_of(data, tmp_path / "third", prepare=prepare), records=records)
+    assert len(jobs.trained) == 4
+
+
+def test_a_damaged_record_is_named(data, tmp_path, jobs):
+    records = tmp_path / "records"
+    benchmark(config_of(data, tmp_path / "first"), records=records)
+    path = records / "din/kser/by_user/users-1/seed-1.json"
+    path.write_text('{"cell": "din/kser/by_user/users-1/seed-1"}')
+    with pytest.raises(DataError, match=r"seed-1\.json: expected a mapping with identity.*Remove it"):
+        benchmark(config_of(data, tmp_path / "second"), records=records)
+
+
+def test_drawn_aucs_are_packed(tmp_path):
+    drawn = np.random.default_rng(0).uniform(0, 1, (3, 400))
+    drawn[1, 5], drawn[2, :2] = np.nan, (0, 1)
+    np.testing.assert_allclose(unpacked(packed(drawn), 3), drawn, atol=1.01e-5, rtol=0)
+    assert len(packed(0.79 + 0.004 * np.random.default_rng(1).standard_normal((10, 400)))) < 9000
+    with pytest.raises(DataError, match="Remove the record"):
+        unpacked("no such thing", 3)
+    assert Records(None).read("din/base", "any") is None
+
+
 # --- what is said of the cells
 
 
-def measured(folder, variant, seed, auc, *, seconds=(1.0,), val_aucs=(0.7,), rows_per_second=100.0, drawn=None):
+def measured(variant, seed, auc, *, seconds=(1.0,), val_aucs=(0.7,), rows_per_second=100.0, drawn=None):
     cell = Cell("din", variant, "by_user", seed)
-    if drawn is not None:
-        (folder / cell.name).mkdir(parents=True)
-        np.save(folder / cell.name / BOOTSTRAP_FILE, np.array([drawn]))
     curve = [{"seconds": s, "val_auc": v} for s, v in zip(seconds, val_aucs, strict=True)]
     training = {
         "curve": curve,
@@ -492,20 +565,20 @@ def measured(folder, variant, seed, auc, *, seconds=(1.0,), val_aucs=(0.7,), row
         "epochs": len(curve),
         "trained_parameters": 5,
     }
-    return Measured(cell, training, {"slices": {"all": {"auc": auc, "rows": 100}}}, folder / cell.name)
+    return Measured(cell, training, {"slices": {"all": {"auc": auc, "rows": 100}}}, {} if drawn is None else {"all": drawn})
 
 
 def test_differences_are_paired_by_seed(data, tmp_path):
     draws = np.arange(1001) / 1000
     cells = [
         # 0.01, 0.02 and 0.03 better: mean 0.02, standard deviation 0.01, and 4.302653 is Student's t for 2 degrees of freedom.
-        *(measured(tmp_path, "base", seed, auc, drawn=draws) for seed, auc in ((1, 0.70), (2, 0.60), (3, 0.65))),
+        *(measured("base", seed, auc, drawn=draws) for seed, auc in ((1, 0.70), (2, 0.60), (3, 0.65))),
         # In the draws 0 to 0.2, 0 to 0.4 and 0 to 0.6 better: over the seeds 0 to 0.4.
         *(
-            measured(tmp_path, "kser", seed, auc, drawn=draws + width * draws)
+            measured("kser", seed, auc, drawn=draws + width * draws)
             for seed, auc, width in ((3, 0.68, 0.2), (1, 0.71, 0.4), (2, 0.62, 0.6))
         ),
-        measured(tmp_path, "kser", 4, 0.9),  # no base of this seed
+        measured("kser", 4, 0.9),  # no base of this seed
     ]
     (found,) = compare(config_of(data, tmp_path), cells)
     half = 4.302653 * 0.01 / np.sqrt(3)
@@ -519,7 +592,7 @@ def test_differences_are_paired_by_seed(data, tmp_path):
 def test_variants_are_compared_with_each_other(data, tmp_path):
     config = config_of(data, tmp_path, against={"kser": ["base", "placebo"]})
     cells = [
-        measured(tmp_path, variant, seed, auc)
+        measured(variant, seed, auc)
         for seed in (1, 2)
         for variant, auc in (("base", 0.70), ("kser", 0.73), ("placebo", 0.71))
     ]
@@ -532,9 +605,9 @@ def test_variants_are_compared_with_each_other(data, tmp_path):
 
 
 def test_time_to_the_bases_best(data, tmp_path):
-    base = measured(tmp_path, "base", 1, 0.7, seconds=(3, 3, 3), val_aucs=(0.60, 0.66, 0.65), rows_per_second=200)
-    kser = measured(tmp_path, "kser", 1, 0.7, seconds=(4, 5, 6), val_aucs=(0.65, 0.67, 0.68), rows_per_second=150)
-    slow = measured(tmp_path, "placebo", 1, 0.7, seconds=(4,), val_aucs=(0.5,), rows_per_second=50)
+    base = measured("base", 1, 0.7, seconds=(3, 3, 3), val_aucs=(0.60, 0.66, 0.65), rows_per_second=200)
+    kser = measured("kser", 1, 0.7, seconds=(4, 5, 6), val_aucs=(0.65, 0.67, 0.68), rows_per_second=150)
+    slow = measured("placebo", 1, 0.7, seconds=(4,), val_aucs=(0.5,), rows_per_second=50)
     assert seconds_until(base.training["curve"], 0.66) == 6
     found = {each["variant"]: each for each in speeds(config_of(data, tmp_path), [base, kser, slow])}
     assert {name: each["seconds_to_base"] for name, each in found.items()} == {"base": 6, "kser": 9, "placebo": None}
@@ -558,7 +631,7 @@ def test_goals(data, tmp_path):
     )
     gains = {"base": (0, 0), "kser": (0.01, 0.0302), "placebo": (0.0003, -0.0001), "kser_extractor_only": (0.006, 0.02)}
     cells = [
-        measured(tmp_path, variant, seed, 0.7 + gain, rows_per_second=75 if variant == "kser" else 100)
+        measured(variant, seed, 0.7 + gain, rows_per_second=75 if variant == "kser" else 100)
         for variant, of_seeds in gains.items()
         for seed, gain in enumerate(of_seeds, start=1)
     ]

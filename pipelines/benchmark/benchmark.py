@@ -10,6 +10,7 @@ from kser_tf.files import write_json
 from kser_tf.pipelines.benchmark.config import BenchmarkConfig
 from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell
 from kser_tf.pipelines.benchmark.page import text_of, write_summary
+from kser_tf.pipelines.benchmark.records import Records
 from kser_tf.pipelines.benchmark.state import BenchmarkState
 from kser_tf.pipelines.benchmark.summary import build_summary
 from kser_tf.pipelines.config import from_mapping
@@ -22,7 +23,12 @@ EXIT_FAILED_CELLS = 1
 
 
 def benchmark(
-    config: BenchmarkConfig, *, parts: Sequence[str] = (), only: Sequence[str] = (), summary: bool = False
+    config: BenchmarkConfig,
+    *,
+    parts: Sequence[str] = (),
+    only: Sequence[str] = (),
+    summary: bool = False,
+    records: str | Path | None = None,
 ) -> int:
     """Trains and evaluates the cells that are not done yet, and writes the summary.
 
@@ -36,6 +42,9 @@ def benchmark(
         parts: Names of the matrix's parts, to do those alone. Defaults to all.
         only: Patterns of cells' names, such as `din/*`; the cells that they need come with them. Defaults to all cells.
         summary: Whether to write the summary alone, of what is there.
+        records: Folder of small files, one for each cell that is done: what it found, without its model. They are written there, and
+            a cell of which one is there, from this very configuration and data, counts as done though its folder is gone; the
+            model that another cell starts from is trained again then. Defaults to none.
 
     Returns:
         Exit status: 0, or 1 if a cell failed.
@@ -46,7 +55,7 @@ def benchmark(
     """
     require_report_extra()
     matrix = BenchmarkMatrix(config)
-    state = BenchmarkState(matrix)
+    state = BenchmarkState(matrix, Records(records))
     if not summary:
         wanted = matrix.chosen(parts=parts, only=only)
         steps = Steps()
@@ -55,6 +64,8 @@ def benchmark(
             if state.state(cell) != "done":
                 say(f"cell {number} of {len(wanted)}: {cell.name}")
                 _do(matrix, state, cell, steps)
+    for cell in matrix.cells:
+        state.keep(cell)
     content = build_summary(matrix, state)
     page = write_summary(config.folder, content)
     print(text_of(content))
@@ -98,7 +109,12 @@ def _do(matrix: BenchmarkMatrix, state: BenchmarkState, cell: Cell, steps: Steps
     """Trains and evaluates a cell; the search's trials are trained alone, so that nothing is chosen on the test rows."""
     from kser_tf.pipelines import evaluate, train
 
-    missing = [needed for needed in matrix.needs(cell) if needed.trial is None and state.trained(needed) is None]
+    base = state.starts_from(cell)
+    if base is not None and state.trained(base) is not None and not state.has_model(base):
+        say(f"  of {base.name}, which it starts from, there is the record alone: trained again")
+        _do(matrix, state, base, steps)
+
+    missing = [needed for needed in matrix.needs(cell) if needed.trial is None and not state.has_model(needed)]
     training = state.training(cell)
     if missing or training is None:
         say(f"  left out: it needs {missing[0].name if missing else 'its trials'}, which failed or is not done")
@@ -109,6 +125,7 @@ def _do(matrix: BenchmarkMatrix, state: BenchmarkState, cell: Cell, steps: Steps
         if cell.trial is None:
             evaluation = matrix.evaluation(cell)
             steps.do(evaluate.evaluate, evaluation, evaluation.folder)
+        state.keep(cell)
     except PathLockedError:
         say("  left out: another process is at it")
     except Exception as error:  # whatever it is, the other cells can do without this one

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ import numpy as np
 from kser_tf.metrics import paired_difference, percentile_interval
 from kser_tf.pipelines.benchmark.config import BenchmarkConfig, Goal
 from kser_tf.pipelines.benchmark.matrix import Cell
-from kser_tf.pipelines.evaluate import BOOTSTRAP_FILE
 
 # Split, share of the training users, backbone.
 Place = tuple[str, float, str]
@@ -29,13 +26,15 @@ class Measured:
         cell: Which.
         training: What `train` says.
         metrics: What `evaluate` says.
-        evaluation: Folder of the evaluation.
+        drawn: For each slice the AUC on each of the redrawn sets of users; none without a bootstrap.
+        made_by: What made it.
     """
 
     cell: Cell
     training: Mapping[str, Any]
     metrics: Mapping[str, Any]
-    evaluation: Path
+    drawn: Mapping[str, np.ndarray] = field(default_factory=dict)
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def place(self) -> Place:
@@ -46,12 +45,6 @@ class Measured:
         """Test AUC on a slice."""
         value: float | None = self.metrics["slices"].get(name, {}).get("auc")
         return value
-
-    @functools.cached_property
-    def drawn(self) -> dict[str, np.ndarray]:
-        """For each slice the AUC on each of the redrawn sets of users."""
-        path = self.evaluation / BOOTSTRAP_FILE
-        return dict(zip(self.metrics["slices"], np.load(path), strict=True)) if path.is_file() else {}
 
 
 def compare(config: BenchmarkConfig, measured: Sequence[Measured]) -> list[dict[str, Any]]:
@@ -111,10 +104,11 @@ def speeds(config: BenchmarkConfig, measured: Sequence[Measured]) -> list[dict[s
         `{"split", "training_users", "backbone", "variant", "against", "rows_per_second", "ratio", "seconds_to_base", "reached",
         "seeds", "seconds", "epochs", "trained_parameters"}`, means over the seeds. `ratio` and `seconds_to_base` are paired by
         seed; `reached` counts the seeds that came to that AUC, over which `seconds_to_base` is the mean. Seconds are of
-        training steps; extractor-only's begin after its base's.
+        training steps; extractor-only's begin after its base's. Cells of which a record is all that is left have none.
     """
     found = []
-    for place, variants in _by_place(measured).items():
+    timed = [each for each in measured if "rows_per_second" in each.training]
+    for place, variants in _by_place(timed).items():
         for variant, ours in variants.items():
             against = (config.compared_with(variant) or [variant])[0]
             pairs = [(ours[seed], variants[against][seed]) for seed in ours if seed in variants.get(against, {})]

@@ -29,7 +29,7 @@ def build_summary(matrix: BenchmarkMatrix, state: BenchmarkState) -> dict[str, A
     """
     config = matrix.config
     states = {cell: state.state(cell) for cell in matrix.cells}
-    measured = [_measured(matrix, state, cell) for cell, how in states.items() if how == "done" and cell.trial is None]
+    measured = [_measured(state, cell) for cell, how in states.items() if how == "done" and cell.trial is None]
     comparisons, speed = compare(config, measured), speeds(config, measured)
     counts = Counter(states.values())
     return {
@@ -52,7 +52,7 @@ def build_summary(matrix: BenchmarkMatrix, state: BenchmarkState) -> dict[str, A
             for cell, how in states.items()
             if how == "failed" and (failure := state.failure(cell)) is not None
         ],
-        "runs": [_run(matrix, each) for each in measured],
+        "runs": [_run(each) for each in measured],
         "command": command(),
         "commit": commit(),
         "processor": processor(),
@@ -60,16 +60,15 @@ def build_summary(matrix: BenchmarkMatrix, state: BenchmarkState) -> dict[str, A
     }
 
 
-def _measured(matrix: BenchmarkMatrix, state: BenchmarkState, cell: Cell) -> Measured:
+def _measured(state: BenchmarkState, cell: Cell) -> Measured:
     training, metrics = state.trained(cell), state.evaluated(cell)
     assert training is not None, "a cell that is done was trained"
     assert metrics is not None, "a cell that is done was evaluated"
-    return Measured(cell, training, metrics, matrix.evaluation(cell).folder)
+    return Measured(cell, training, metrics, state.drawn(cell), state.made_by(cell))
 
 
-def _run(matrix: BenchmarkMatrix, each: Measured) -> dict[str, Any]:
+def _run(each: Measured) -> dict[str, Any]:
     cell, training = each.cell, each.training
-    job = read_job(matrix.folder(cell)) or {}
     return {
         "name": cell.name,
         "split": cell.split,
@@ -87,9 +86,9 @@ def _run(matrix: BenchmarkMatrix, each: Measured) -> dict[str, Any]:
         "training_rows": training["training_rows"],
         "trained_parameters": training["trained_parameters"],
         "total_parameters": training["total_parameters"],
-        "rows_per_second": training["rows_per_second"],
-        "seconds": training["training_seconds"],
-        "made_by": {key: job.get(key) for key in _MADE_BY},
+        "rows_per_second": training.get("rows_per_second"),
+        "seconds": training.get("training_seconds"),
+        "made_by": {key: each.made_by.get(key) for key in _MADE_BY},
     }
 
 
