@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def shortened(summary: dict[str, Any], *, speed: bool) -> dict[str, Any]:
-    """The summary with five decimals, of each epoch the validation AUC alone, of what made a run its commit, and the last run's versions."""
+    """The summary with five decimals, of each epoch the validation AUC, of what made a run its commit, and the last run's versions."""
     kept = {key: value for key, value in summary.items() if speed or key != "speed"}
     kept["goals"] = [goal for goal in summary["goals"] if speed or "rows per second" not in goal["goal"]]
     kept["runs"] = [

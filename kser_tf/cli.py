@@ -190,9 +190,7 @@ def _add_benchmark(commands: Any) -> None:
         from kser_tf.pipelines.config import load_config
 
         config = load_config(BenchmarkConfig, given.config, data=given.data, work=given.work, overrides=given.set)
-        return benchmark(
-            config, parts=given.part, only=given.only, summary=given.summary, records=given.records
-        )
+        return benchmark(config, parts=given.part, only=given.only, summary=given.summary, records=given.records)
 
     command.set_defaults(execute=execute)
 

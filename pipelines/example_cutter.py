@@ -51,7 +51,7 @@ class ExampleCutter:
         }
         self._counts = {name: np.zeros(len(column.values), dtype=np.int64) for name, column in self._columns.items()}
         self._cold_values = self._find_cold_values()
-        self._histories: dict[tuple[str | None, int, bool], History] = {}
+        self._histories: dict[tuple[str | None, bool, int, bool], History] = {}
         self._lengths = {feature.name: feature.length or 0 for feature in self._features}
 
     def write(self, part: int, path: Path, progress: tqdm[Any]) -> None:
@@ -139,9 +139,13 @@ class ExampleCutter:
 
     def _history(self, built: Built, length: int, part: int) -> History:
         """The look-up of pasts for one part. Interactions with cold items are in no past of a training example."""
-        key = (built.where, length, part == TRAIN)
+        key = (built.where, built.history_only, length, part == TRAIN)
         if key not in self._histories:
             keep = built.keep
+            if built.history_only:
+                begun_with = np.zeros(len(self._log.labels), np.bool_)
+                begun_with[self._division.history_only()] = True
+                keep = begun_with if keep is None else keep & begun_with
             if part == TRAIN and self._division.is_cold.any():
                 warm = ~self._division.is_cold[self._log.items.codes]
                 keep = warm if keep is None else keep & warm

@@ -72,6 +72,10 @@ class IndexedExamples:
         histories what the backbone does not see is left out. Both are kept beside the indexed columns.
         """
         self._compare_histories(model)
+        for feature in self.schema.features:
+            if feature.kind == "sequence" and feature.name not in model.seen_lengths:
+                self.tensors.pop(feature.name)
+                self.tensors.pop(rows_name(feature.name), None)
         seen = {part: length for name, length in model.seen_lengths.items() for part in (name, rows_name(name))}
         cut = {name: n for name, n in seen.items() if name in self._indexed and self._indexed[name].shape[1] > n}
         files = {name: self._files[name].with_suffix(f".first-{n}.npy") for name, n in cut.items()}

@@ -58,11 +58,13 @@ class Built:
         of: The column that the values are taken from.
         where: str. The rule for interactions that may enter the sequence.
         keep: bool, one an interaction: those that satisfy the rule; `None` for all.
+        history_only: bool. Whether only interactions that lie before all examples of their users may enter it.
     """
 
     of: Encoded
     where: str | None
     keep: np.ndarray | None
+    history_only: bool
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,7 @@ def _plan(
     if feature.where is not None:
         rule = Rule(feature.where)
         keep = rule(_rule_columns(rule, table, labels))
-    return Built(source, feature.where, keep)
+    return Built(source, feature.where, keep, feature.history_only)
 
 
 def _check_groups_have_equal_lengths(

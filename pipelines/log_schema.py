@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from kser_tf.errors import ConfigError
 from kser_tf.pipelines.config import STRICT_KEYS
@@ -24,7 +24,10 @@ _KEYS_OF_KIND: dict[str, tuple[str, ...]] = {
     "categorical": ("dtype", "vocabulary", "entity", "min_count"),
     "numeric": ("dtype",),
     "multi": ("dtype", "separator", "length", "vocabulary", "entity", "min_count"),
-    "sequence": ("dtype", "separator", "length", "newest", "of", "where", "vocabulary", "entity", "group", "min_count"),
+    "sequence": (
+        *("dtype", "separator", "length", "newest", "of", "where", "history_only", "vocabulary", "entity", "group"),
+        "min_count",
+    ),
 }
 
 
@@ -118,11 +121,14 @@ class LogFeature:
         of: str. Builds the sequence from the user's strictly earlier interactions: the name of a categorical feature
             (the item's id among them) or of a column of the log.
         where: str. Rule that an earlier interaction must satisfy to enter a built sequence, such as `"label == 1"`.
+        history_only: bool. Whether a built sequence holds only those interactions that `prepare` sets apart as history
+            (`history_only`): what users began with, the same for all examples of a user. Defaults to `False`.
         vocabulary: str. Features with the same one share their values and their embedding. Defaults to that of the
             feature it is built of, or to `name`.
         entity: str. The kind of entity that the values name. Defaults to that of the feature it is built of, or to
             none.
-        group: str. Sequences of one group belong together position by position: same `length` and `where`.
+        group: str. Sequences of one group belong together position by position: same `length`, `where` and
+            `history_only`.
         min_count: int. Values seen less often in the training part get no place in the vocabulary; of features that
             share one the largest counts. Defaults to 1.
     """
@@ -138,6 +144,7 @@ class LogFeature:
     newest: Literal["first", "last"] = "first"
     of: str | None = None
     where: str | None = None
+    history_only: bool = False
     vocabulary: str | None = None
     entity: str | None = None
     group: str | None = None
@@ -179,8 +186,8 @@ class LogFeature:
         without_meaning = sorted(given - known)
         if self.of is not None:
             without_meaning += sorted(given & {"column", "separator", "newest"})
-        elif self.where is not None:
-            without_meaning += ["where"]
+        else:
+            without_meaning += sorted(given & {"where", "history_only"})
         if without_meaning:
             what = "built sequence (`of`)" if self.of is not None else f"{self.kind} feature read from a column"
             raise ConfigError(
@@ -387,8 +394,13 @@ def _check_groups(features: tuple[LogFeature, ...]) -> None:
         if feature.group is None:
             continue
         other = first.setdefault(feature.group, feature)
-        if (other.length, other.where, other.of is None) != (feature.length, feature.where, feature.of is None):
+        if _belonging(other) != _belonging(feature):
             raise ConfigError(
                 f"sequences `{other.name}` and `{feature.name}` are in the group `{feature.group}` and so need the "
-                "same `length` and `where`, and are both built (`of`) or both read from columns."
+                "same `length`, `where` and `history_only`, and are both built (`of`) or both read from columns."
             )
+
+
+def _belonging(feature: LogFeature) -> tuple[Any, ...]:
+    """What the features of a group have in common."""
+    return feature.length, feature.where, feature.history_only, feature.of is None

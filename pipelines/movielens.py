@@ -90,7 +90,7 @@ _TFDS_GENRES = {"Children": "Children's"}
 _AGE_BRACKETS = (1, 18, 25, 35, 45, 50, 56)
 
 
-MovieLensFeature = Literal["genres", "year", "gender", "age", "occupation", "history_rating", "user_id"]
+MovieLensFeature = Literal["genres", "year", "gender", "age", "occupation", "history_rating", "first_films", "user_id"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,10 @@ class MovieLensConfig:
         label: str. Which ratings are positives. Defaults to `"rating > 3"`.
         history_length: int. The most films of a history. Defaults to 20.
         min_count: int. Films seen less often in the training part get no place in the vocabulary. Defaults to 1.
-        features: The features beside the candidate and the history's films. Defaults to all but `user_id`, by which
-            knowledge about users (of the kind `user`) is looked up, and which has no embedding.
+        features: The features beside the candidate and the history's films. Defaults to all but two: `user_id`, by which
+            knowledge about users (of the kind `user`) is looked up, and which has no embedding; and `first_films`, a second
+            history, of the films and ratings that lie before all examples of the user (`history_only` of `prepare`).
+        first_films: int. The most of these. Defaults to 30.
         most_genres: int. Of a film's genres so many are kept, the first ones. Defaults to 6, which is all.
     """
 
@@ -113,9 +115,10 @@ class MovieLensConfig:
     min_count: int = 1
     features: tuple[MovieLensFeature, ...] = ("genres", "year", "gender", "age", "occupation", "history_rating")
     most_genres: int = _MOST_GENRES
+    first_films: int = 30
 
     def __post_init__(self) -> None:
-        for name in ("history_length", "min_count", "most_genres"):
+        for name in ("history_length", "min_count", "most_genres", "first_films"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` must be at least 1. Received: {getattr(self, name)}")
 
@@ -123,6 +126,7 @@ class MovieLensConfig:
 def movielens_schema(config: MovieLensConfig) -> LogSchema:
     """Returns the schema of the tables that the readers of this module make."""
     history = functools.partial(LogFeature, kind="sequence", length=config.history_length, group="history")
+    first = functools.partial(LogFeature, kind="sequence", length=config.first_films, group="first", history_only=True)
 
     def chosen(*features: LogFeature) -> tuple[LogFeature, ...]:
         return tuple(feature for feature in features if feature.name in config.features)
@@ -147,6 +151,11 @@ def movielens_schema(config: MovieLensConfig) -> LogSchema:
         features=(
             history(name="history_movie_id", of="movie_id"),
             *chosen(history(name="history_rating", of="rating", dtype="int64")),
+            *(
+                (first(name="first_movie_id", of="movie_id"), first(name="first_rating", of="rating", dtype="int64"))
+                if "first_films" in config.features
+                else ()
+            ),
         ),
     )
 

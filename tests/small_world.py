@@ -62,11 +62,22 @@ def hidden_quality(item: str) -> float:
     return 1.5 if ITEMS.index(item) % 2 else -1.5
 
 
-def make_prepared(folder: Path) -> Path:
+# What a user began with, beside what came last.
+BEGUN_WITH = [
+    {"name": "first_item", "kind": "sequence", "of": "item", "length": 4, "group": "first", "history_only": True},
+    {
+        **{"name": "first_stars", "kind": "sequence", "of": "stars", "dtype": "int64", "length": 4, "group": "first"},
+        "history_only": True,
+    },
+]
+
+
+def make_prepared(folder: Path, *further: dict[str, object]) -> Path:
+    """Prepares the log, with features beside those of `SCHEMA`."""
     values = {
         "output": str(folder / "prepared"),
         "data": str(write_log(folder)),
-        "schema": SCHEMA,
+        "schema": {**SCHEMA, "features": [*SCHEMA["features"], *further]},
         "split": {"by": "user", "fractions": [0.7, 0.15, 0.15]},
         "cold_items": 0.2,
         "history_only": {"fraction": 0.2, "at_most": 5},

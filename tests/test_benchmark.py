@@ -16,8 +16,8 @@ from kser_tf.pipelines.benchmark import benchmark
 from kser_tf.pipelines.benchmark.comparisons import Measured, compare, judge_goals, seconds_until, speeds
 from kser_tf.pipelines.benchmark.config import BenchmarkConfig
 from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell
-from kser_tf.pipelines.config import from_mapping
 from kser_tf.pipelines.benchmark.records import Records, packed, unpacked
+from kser_tf.pipelines.config import from_mapping
 from kser_tf.pipelines.evaluate import EvaluateConfig
 from kser_tf.pipelines.job import current_result, read_job, write_job
 
@@ -565,7 +565,9 @@ def measured(variant, seed, auc, *, seconds=(1.0,), val_aucs=(0.7,), rows_per_se
         "epochs": len(curve),
         "trained_parameters": 5,
     }
-    return Measured(cell, training, {"slices": {"all": {"auc": auc, "rows": 100}}}, {} if drawn is None else {"all": drawn})
+    return Measured(
+        cell, training, {"slices": {"all": {"auc": auc, "rows": 100}}}, {} if drawn is None else {"all": drawn}
+    )
 
 
 def test_differences_are_paired_by_seed(data, tmp_path):
@@ -682,6 +684,22 @@ class TestInEarnest:
         gains = [aucs["din/kser/" + place.format(s)] - aucs["din/base/" + place.format(s)] for s in (1, 2)]
         assert found["difference"] == pytest.approx(np.mean(gains))
         assert found["users_low"] < found["users_high"]
+
+    def test_comparisons_of_the_records_are_those_of_the_cells(self, done, data, tmp_path):
+        work, _ = done
+        here = ["benchmark", str(work.parent / "small.yaml"), "--data", str(data), "--summary"]
+        here += ["--records", str(tmp_path / "records")]
+        assert cli.main(here) == 1
+        assert cli.main([*here, "--work", str(tmp_path / "elsewhere")]) == 0
+        found, expected = (summary_of(folder)["comparisons"] for folder in (tmp_path / "elsewhere", work))
+        assert len(found) == len(expected)
+        for ours, theirs in zip(found, expected, strict=True):
+            for key, value in theirs.items():
+                if key.startswith("users_"):  # of draws with five decimals
+                    assert ours[key] == pytest.approx(value, abs=5e-5)
+                elif isinstance(value, float):
+                    assert ours[key] == pytest.approx(value, abs=2e-6)
+        assert any(each["users_low"] is not None for each in found)
 
     def test_slices_by_text_are_thirds_of_the_items(self, done, data):
         work, _ = done

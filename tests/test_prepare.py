@@ -237,6 +237,32 @@ def test_history_only_interactions_give_no_example_but_are_in_histories(run):
     ]
 
 
+def test_a_sequence_of_what_users_began_with_is_the_same_for_all_their_examples(run):
+    more = [
+        ("a", "w", 3, 40, "web", "train"),
+        ("b", "z", 5, 26, "web", "validation"),
+        ("c", "x", 1, 46, "web", "test"),
+        ("d", "w", 5, 3, "web", "train"),
+    ]
+    log = pd.concat([LOG, pd.DataFrame(more, columns=LOG.columns)])
+    begun = {"kind": "sequence", "length": 5, "group": "first", "history_only": True}
+    schema = with_feature(name="first", of="item", **begun)
+    schema["features"].append({"name": "first_stars", "of": "stars", "dtype": "int64", **begun})
+    folder = run(log=log, schema=schema, history_only={"fraction": 0.3, "at_most": 2})
+    rows = [row for part in ("train", "validation", "test") for row in read(folder, part)]
+    # Users a and d begin with two, the others with one. d's second has the time of an example, so nobody knew it before.
+    assert sorted((row["who"], row["item"], row["first"], row["first_stars"]) for row in rows) == [
+        ("a", "w", ["z", "y"], [4, 1]),
+        ("a", "x", ["z", "y"], [4, 1]),
+        ("b", "y", ["x"], [4]),
+        ("b", "z", ["x"], [4]),
+        ("c", "w", ["z"], [2]),
+        ("c", "x", ["z"], [2]),
+        ("d", "w", ["y"], [5]),
+        ("d", "z", ["y"], [5]),
+    ]
+
+
 def big_log(users=30, interactions=20, items=12, seed=0):
     random = np.random.default_rng(seed)
     size = users * interactions
@@ -648,6 +674,14 @@ def test_group_of_given_sequences_needs_equal_lengths(run, tmp_path):
         (
             {"schema": with_feature(name="f", kind="sequence", column="what", length=2, where="label == 1")},
             "`where` means nothing for a sequence feature read from a column",
+        ),
+        (
+            {"schema": with_feature(name="f", kind="sequence", column="what", length=2, history_only=True)},
+            "`history_only` means nothing for a sequence feature read from a column",
+        ),
+        (
+            {"schema": with_feature(name="f", kind="sequence", of="item", length=2, group="past", history_only=True)},
+            "need the same `length`, `where` and `history_only`",
         ),
         (
             {"schema": with_feature(name="f", kind="sequence", of="tags", length=2)},

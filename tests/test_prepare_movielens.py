@@ -73,6 +73,11 @@ def test_features_can_be_left_out(folder_1m, tmp_path):
     assert rows[1, 1]["genres"] == ["Drama"]
     assert rows[1, 2]["genres"] == ["Animation"]
     assert rows[1, 4]["history_movie_id"] == [2]
+    early = {"movielens": {"features": ["first_films"], "first_films": 2}, "history_only": {"fraction": 0.1}}
+    rows, schema = prepared(folder_1m, tmp_path / "early", **early)
+    assert [feature.name for feature in schema.features][2:] == ["first_movie_id", "first_rating"]
+    assert schema.feature("first_movie_id").vocabulary == "movie_id"
+    assert schema.feature("first_movie_id").length == 2
     rows, schema = prepared(folder_1m, tmp_path / "least", movielens={"features": []})
     assert [feature.name for feature in schema.features] == ["movie_id", "history_movie_id"]
 

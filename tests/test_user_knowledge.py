@@ -425,3 +425,69 @@ def test_a_base_that_sees_another_history_is_refused(prepared: Path, store: Know
         make_model(prepared, store).copy_backbone(make_model(prepared, None, backbone_history=2))
     with pytest.raises(ConfigError, match="backbone_history must be at least 1"):
         make_model(prepared, None, backbone_history=0)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Examples with a second history: what users began with."""
+    return world.make_prepared(tmp_path_factory.mktemp("begun"), *world.BEGUN_WITH)
+
+
+@pytest.mark.tfrs
+def test_a_history_that_the_backbone_does_not_see_is_compared(
+    begun: Path, store: KnowledgeStore, tmp_path: Path
+) -> None:
+    """The base takes no such input; with knowledge what a user began with counts, and is served as trained."""
+    import kser_tf
+    from kser_tf.pipelines.examples import IndexedExamples, raw_features
+    from kser_tf.schema import DatasetSchema
+    from kser_tf.serving.loaded_model import LoadedModel
+
+    unseen = {"first": 0}
+    base = make_model(begun, None, backbone_history=unseen)
+    assert not {"first_item", "first_stars"} & set(base.serving_inputs())
+    model = make_model(begun, store, backbone_history=unseen)
+    assert {"first_item", "first_stars"} < set(model.serving_inputs()) == set(model.serving_defaults())
+    stir(base)
+    model.copy_backbone(base)
+    raw = next(raw_features(begun / "test.parquet", DatasetSchema.load(begun).features, 64))
+    np.testing.assert_array_equal(model.serve(raw)["logit"], base.serve(raw)["logit"])
+    stir(model)
+    without = {
+        **raw,
+        "first_item": np.full_like(raw["first_item"], ""),
+        "first_stars": np.full_like(raw["first_stars"], -1),
+    }
+    assert (np.abs(model.serve(raw)["logit"] - model.serve(without)["logit"]) > 1e-4).mean() > 0.5
+
+    stores = {"item": store}
+    examples = IndexedExamples(begun, "test", stores)
+    features, _ = next(iter(IndexedExamples(begun, "test", stores).batches(64)))
+    examples.prepare_for(model)
+    compared, _ = next(iter(examples.batches(64)))
+    assert "first/compared" in compared
+    assert not [name for name in compared if name.startswith(("first_item", "first_stars"))]
+    np.testing.assert_allclose(model(compared), model(features), rtol=1e-5, atol=1e-6)
+
+    exported = kser_tf.export(model, tmp_path / "served")
+    with LoadedModel(exported.path) as loaded:
+        served = loaded.run("serving_default", {name: np.asarray(values) for name, values in raw.items()})
+    np.testing.assert_allclose(served["logit"], model.serve(raw)["logit"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.tfrs
+def test_a_history_by_name_of_which_the_backbone_sees_some(begun: Path, raw: Any) -> None:
+    some, all_of_it = (
+        make_model(begun, None, backbone_history=length) for length in ({"past": 2, "first": 0}, {"first": 0})
+    )
+    for part in ("core", "output_layer"):
+        getattr(some, part).set_weights(getattr(all_of_it, part).get_weights())
+    some.embedding.copy_tables(all_of_it.embedding)
+    recent = {name: values[:, :2] if name in ("past_item", "past_stars") else values for name, values in raw.items()}
+    np.testing.assert_allclose(some.serve(raw)["logit"], all_of_it.serve(recent)["logit"], rtol=1e-5, atol=1e-6)
+    with pytest.raises(
+        ConfigError, match="backbone_history names 'latest', and the groups of sequence features are: past, first"
+    ):
+        make_model(begun, None, backbone_history={"latest": 1})
+    with pytest.raises(ConfigError, match="of a group by name it may be 0"):
+        make_model(begun, None, backbone_history={"past": -1})

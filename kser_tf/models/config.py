@@ -32,7 +32,8 @@ class RankingModelConfig:
             past shows to be liked together (`adapt_to_preferences`). Defaults to `false`.
         backbone_history: How many places of a history the backbone sees, the most recent ones; `UserKnowledge` sees them all.
             Ids are learned from what is recent; what is known of the items is there to be compared, however long ago it was,
-            at a small part of the cost. None: all.
+            at a small part of the cost. One number for all groups of histories, or by group each its own, 0 for none of it:
+            `{first: 0}`. None, and of groups that are not named: all.
         extractor_l2: Weight of the L2 penalty on the adaptor's kernels.
     """
 
@@ -53,5 +54,5 @@ class RankingModelConfig:
     top_k: int | None = None
     gate_sees: tuple[str, ...] = ("chunk", "neighbours", "catalogue", "context")
     user_knowledge: Literal[False, "texts", "preferences"] = False
-    backbone_history: int | None = None
+    backbone_history: int | dict[str, int] | None = None
     extractor_l2: float = 0.0

@@ -63,11 +63,12 @@ class RankingModel(tfrs.Model):
         super().__init__(**kwargs)
         self.schema = schema
         self.config = config or RankingModelConfig()
-        for_backbone = _with_histories_of(schema, self.config.backbone_history)
+        for_backbone = _seen_by_backbone(schema, self.config.backbone_history)
         #: For each sequence feature how many of its places the backbone sees.
         self.seen_lengths: dict[str, int] = {
             feature.name: feature.length or 0 for feature in for_backbone.features if feature.kind == "sequence"
         }
+        self._seen_groups = for_backbone.groups()
         lookups = {entity: KnowledgeLookup(store, name=f"{entity}_lookup") for entity, store in (stores or {}).items()}
         backbone = backbones.get(self.config.backbone)
         options = adaptors.checked_options(self.config.adaptor, self.config.adaptor_options)
@@ -130,7 +131,7 @@ class RankingModel(tfrs.Model):
                 feature.name: tf.fill(
                     [1] if feature.length is None else [1, 1], tf.constant(feature.missing, dtype=spec.dtype)
                 )
-                for feature in self.schema.features
+                for feature in self.indexer.schema.features
                 for spec in [self.serving_inputs()[feature.name]]
             }
         )
@@ -213,7 +214,7 @@ class RankingModel(tfrs.Model):
         seen = self._seen_by_backbone(features)
         embeddings = self.embedding(seen, training=training)
         masks = {}
-        for group, members in self.schema.groups().items():
+        for group, members in self._seen_groups.items():
             masks[group] = seen[members[0].name] != MISSING_INDEX
         logit = self.output_layer(self.core(embeddings, masks, training=training))
         if self.user_knowledge is None:
@@ -248,8 +249,6 @@ class RankingModel(tfrs.Model):
 
     def _seen_by_backbone(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """The features, with no more of the histories than the backbone sees."""
-        if self.config.backbone_history is None:
-            return dict(features)
         cut = {part: length for name, length in self.seen_lengths.items() for part in (name, rows_name(name))}
         return {name: value[:, : cut[name]] if name in cut else value for name, value in features.items()}
 
@@ -265,7 +264,7 @@ class RankingModel(tfrs.Model):
 
     def serving_defaults(self) -> dict[str, Any]:
         """Returns for each raw input what stands for "no value", as in training."""
-        return {feature.name: feature.missing for feature in self.schema.features}
+        return {feature.name: feature.missing for feature in self.indexer.schema.features}
 
     def knowledge_inputs(self) -> dict[str, tf.TensorSpec]:
         """Returns the inputs by which knowledge comes with a request.
@@ -309,19 +308,35 @@ class RankingModel(tfrs.Model):
         return {"config": dataclasses.asdict(self.config)}
 
 
-def _with_histories_of(schema: DatasetSchema, length: int | None) -> DatasetSchema:
-    """The schema with sequence features of at most `length` places."""
+def _seen_by_backbone(schema: DatasetSchema, length: int | Mapping[str, int] | None) -> DatasetSchema:
+    """The schema with the histories that `RankingModelConfig.backbone_history` leaves of it."""
     if length is None:
         return schema
-    if length < 1:
-        raise ConfigError(f"backbone_history must be at least 1, or None for all. Received: {length}")
-    features = (
-        dataclasses.replace(feature, length=min(length, feature.length or length))
-        if feature.kind == "sequence"
-        else feature
+    groups = schema.groups()
+    lengths = dict(length) if isinstance(length, Mapping) else dict.fromkeys(groups, length)
+    least = 0 if isinstance(length, Mapping) else 1
+    if unknown := set(lengths) - set(groups):
+        raise ConfigError(
+            f"backbone_history names {sorted(unknown)[0]!r}, and the groups of sequence features are: {', '.join(groups)}."
+        )
+    if min(lengths.values(), default=least) < least:
+        raise ConfigError(
+            f"backbone_history must be at least 1, or None for all; of a group by name it may be 0. Received: {length}"
+        )
+    cut = {
+        feature.name: min(lengths[group], feature.length or 0)
+        for group, features in groups.items()
+        if group in lengths
+        for feature in features
+    }
+    features = tuple(
+        dataclasses.replace(feature, length=cut[feature.name]) if feature.name in cut else feature
         for feature in schema.features
+        if cut.get(feature.name) != 0
     )
-    return dataclasses.replace(schema, features=tuple(features))
+    kept = {feature.vocabulary for feature in features}
+    vocabularies = {name: values for name, values in schema.vocabularies.items() if name in kept}
+    return dataclasses.replace(schema, features=features, vocabularies=vocabularies)
 
 
 def _l2(weight: float) -> Any:
