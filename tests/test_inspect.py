@@ -478,6 +478,34 @@ def test_a_model_without_esf_net_and_without_a_base(prepared, store, tmp_path, c
     }
 
 
+def test_profiles_of_the_users_side_are_a_space_too(prepared, store, base, tmp_path):
+    from kser_tf.models.model_folder import load_model
+
+    model = save(tmp_path / "model", prepared, store, seed=5, user_knowledge="preferences")
+    config = InspectConfig(model=str(model), base=str(base), prepared=str(prepared), neighbours=3)
+    inspect(config)
+    (pair,) = (
+        each
+        for each in found_by(config)["spaces"]["agreements"]
+        if (each["first"], each["second"], each["group"]) == ("text", "profiles", "all")
+    )
+    profiles = load_model(model).embedding.entity_profiles["item"]
+    center, directions = (weight.astype(np.float64) for weight in profiles.get_weights())
+    rows = [pd.read_parquet(prepared / f"{part}.parquet")["item"] for part in ("train", "test")]
+    items = sorted(set(pd.concat(rows)) - {world.WITHOUT_KNOWLEDGE})
+    chunks, mask = KnowledgeStore.open(store).lookup(np.array(items, object))
+    text = [of[there].mean(0) for of, there in zip(chunks, mask, strict=True)]
+    seen = [
+        sum(((of[f][there[f]] - center).sum(0) / there.sum()) @ directions[f] for f in range(len(of)))
+        for of, there in zip(chunks, mask, strict=True)
+    ]
+    near = [neighbours_by_hand(cosines(of), np.ones(len(items), bool), 3) for of in (text, seen)]
+    shared = [len(near[0][i] & near[1][i]) / 3 for i in range(len(items))]
+    assert pair["items"] == len(items)
+    assert pair["overlap"] == pytest.approx(np.mean(shared), abs=0.01)
+    assert pair["overlap"] < 0.99
+
+
 def test_a_placebo_shows_no_text(prepared, store, base, tmp_path):
     model = save(tmp_path / "model", prepared, store, seed=4, shuffle=7)
     config = InspectConfig(model=str(model), base=str(base), prepared=str(prepared), neighbours=3, most_items=12)

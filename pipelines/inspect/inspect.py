@@ -264,6 +264,12 @@ def _spaces(
         )
     found["aligned"] = spaces.VectorSpace(of_model["aligned"])
     found["embedding"] = spaces.VectorSpace(of_model["embedding"])
+    if (profiles := model.embedding.entity_profiles.get(entity)) is not None:
+        of_items = (
+            profiles(chunks[start : start + _BATCH], mask=mask[start : start + _BATCH])
+            for start in range(0, len(ids), _BATCH)
+        )
+        found["profiles"] = spaces.VectorSpace(np.concatenate([part.numpy() for part in of_items]))
     for name, rows in (("co_rated_in_training", items.train), ("co_rated_in_test", items.test)):
         liked = rows[rows[LABEL] == 1]
         found[name] = spaces.CoRatedSpace(

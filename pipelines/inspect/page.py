@@ -33,6 +33,7 @@ _SPACES = {
     "base_ids": "the base's ids",
     "aligned": "aligned knowledge",
     "embedding": "id and knowledge",
+    "profiles": "profiles of the user's side",
     "co_rated_in_training": "liked by the same users (training)",
     "co_rated_in_test": "liked by the same users (test)",
 }
