@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=["din", "dcn_v2"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1024, 8192])
     parser.add_argument("--variants", nargs="+", default=DEFAULT, choices=list(VARIANTS), metavar="VARIANT")
-    parser.add_argument("--curves", help="summary.json of a benchmark of the same data")
+    parser.add_argument("--curves", help="what keep.py kept of a benchmark of the same data")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows-a-round", type=int, default=65536)
     parser.add_argument("--config", default=CONFIG, help="the run whose models these are")
@@ -140,7 +140,8 @@ def seconds_to_base(curves, backbone, variant, rates) -> dict:
     best = {run["seed"]: run["validation_auc"] for run in runs if run["variant"] == BASE}
     ours = [run for run in runs if run["variant"] == CURVE_OF.get(variant, variant) and run["seed"] in best]
     epochs = [
-        next((epoch["epoch"] for epoch in run["curve"] if epoch["val_auc"] >= best[run["seed"]]), None) for run in ours
+        next((epoch for epoch, auc in enumerate(run["curve"], start=1) if auc >= best[run["seed"]]), None)
+        for run in ours
     ]
     reached = [epoch for epoch in epochs if epoch is not None]
     if not reached:

@@ -548,7 +548,7 @@ def test_drawn_aucs_are_packed(tmp_path):
     assert len(packed(0.79 + 0.004 * np.random.default_rng(1).standard_normal((10, 400)))) < 9000
     with pytest.raises(DataError, match="Remove the record"):
         unpacked("no such thing", 3)
-    assert Records(None).read("din/base", "any") is None
+    assert Records(tmp_path).read("din/base", "any") is None
 
 
 # --- what is said of the cells
@@ -698,7 +698,8 @@ class TestInEarnest:
                 if key.startswith("users_"):  # of draws with five decimals
                     assert ours[key] == pytest.approx(value, abs=5e-5)
                 elif isinstance(value, float):
-                    assert ours[key] == pytest.approx(value, abs=2e-6)
+                    # Of AUCs with six decimals; Student's factor of two seeds is 12.7.
+                    assert ours[key] == pytest.approx(value, abs=5e-5 if key in ("low", "high") else 2e-6)
         assert any(each["users_low"] is not None for each in found)
 
     def test_slices_by_text_are_thirds_of_the_items(self, done, data):

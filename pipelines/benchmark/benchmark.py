@@ -55,7 +55,7 @@ def benchmark(
     """
     require_report_extra()
     matrix = BenchmarkMatrix(config)
-    state = BenchmarkState(matrix, Records(records))
+    state = BenchmarkState(matrix, None if records is None else Records(records))
     if not summary:
         wanted = matrix.chosen(parts=parts, only=only)
         steps = Steps()

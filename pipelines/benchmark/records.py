@@ -25,11 +25,11 @@ class Records:
     """One JSON file a cell: what it found, what made it, and an identity that tells whether it is that of the cell as configured.
 
     Args:
-        folder: Where they are; `None` for none, which then reads as empty and keeps nothing.
+        folder: Where they are.
     """
 
-    def __init__(self, folder: str | Path | None) -> None:
-        self._folder = None if folder is None else Path(folder)
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
 
     def read(self, cell: str, identity: str) -> dict[str, Any] | None:
         """Returns what was written for a cell under the same identity, else `None`.
@@ -37,7 +37,8 @@ class Records:
         Raises:
             DataError: The file is damaged.
         """
-        if self._folder is None or not (path := self._folder / f"{cell}.json").is_file():
+        path = self._folder / f"{cell}.json"
+        if not path.is_file():
             return None
         content = read_json(path)
         if not isinstance(content, dict) or not {"identity", "training", "made_by"} <= set(content):
@@ -48,9 +49,8 @@ class Records:
 
     def write(self, cell: str, identity: str, content: Mapping[str, Any]) -> None:
         """Keeps what a cell found, with `training` and `made_by`, and `metrics` and `drawn` where it was evaluated."""
-        if self._folder is not None:
-            plain = {key: _without_times(value) for key, value in content.items()}
-            write_json(self._folder / f"{cell}.json", {"cell": cell, "identity": identity, **plain})
+        plain = {key: _without_times(value) for key, value in content.items()}
+        write_json(self._folder / f"{cell}.json", {"cell": cell, "identity": identity, **plain})
 
 
 def packed(drawn: np.ndarray) -> str:

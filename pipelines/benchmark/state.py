@@ -40,7 +40,7 @@ class BenchmarkState:
 
     def __init__(self, matrix: BenchmarkMatrix, records: Records | None = None) -> None:
         self._matrix = matrix
-        self._records = records or Records(None)
+        self._records = records
         # A cell that is done stays done.
         self._trained: dict[Cell, dict[str, Any]] = {}
         self._recorded: dict[Cell, dict[str, Any]] = {}
@@ -127,9 +127,11 @@ class BenchmarkState:
         return {} if record is None else dict(record["made_by"])
 
     def keep(self, cell: Cell) -> None:
-        """Makes a cell's record of what lies in its folder, unless that is recorded already."""
+        """Makes a cell's record of what lies in its folder, unless that is recorded already, or nobody asks for records."""
+        if self._records is None or not self.has_model(cell):
+            return
         identity = self.identity(cell)
-        if identity is None or not self.has_model(cell):
+        if identity is None:
             return
         job = read_job(self._matrix.folder(cell)) or {}
         made_by = {key: job.get(key) for key in _MADE_BY}
@@ -198,6 +200,8 @@ class BenchmarkState:
         return current_result(evaluation.folder, job="evaluate", config=evaluation, inputs=inputs)
 
     def _record(self, cell: Cell) -> dict[str, Any] | None:
+        if self._records is None:
+            return None
         if cell not in self._recorded:
             identity = self.identity(cell)
             record = None if identity is None else self._records.read(cell.name, identity)
