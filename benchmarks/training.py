@@ -123,11 +123,8 @@ def main() -> None:
                 )
                 print(measured[-1], flush=True)
             tf.keras.backend.clear_session()
-    write_results(
-        given.output,
-        vars(given),
-        {"store": {k: v for k, v in store.describe().items() if k != "path"}, "measured": measured},
-    )
+            described = {key: value for key, value in store.describe().items() if key != "path"}
+            write_results(given.output, vars(given), {"store": described, "measured": measured})
 
 
 def seconds_to_base(curves, backbone, variant, rates) -> dict:
