@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-_FOLDER_FLAGS = ("--data", "--work")
+_FOLDER_FLAGS = ("--data", "--work", "--records")
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 def command() -> str:
-    """Returns the command line of this process, to be typed elsewhere: `--data` and `--work` are folders of one machine."""
+    """Returns the command line of this process, to be typed elsewhere: `--data`, `--work` and `--records` are folders of one machine."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     for i, word in enumerate(words):
         flag, equals, _ = word.partition("=")

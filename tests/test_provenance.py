@@ -18,11 +18,13 @@ def test_command_can_be_typed_elsewhere(monkeypatch):
         "--data",
         "/here/my data",
         "--work=/there",
+        "--records",
+        "/kept",
         "--set",
         "seeds=[1, 2]",
     ]
     monkeypatch.setattr(sys, "argv", given)
-    expected = "kser-tf benchmark c.yaml --data FOLDER --work=FOLDER --set 'seeds=[1, 2]'"
+    expected = "kser-tf benchmark c.yaml --data FOLDER --work=FOLDER --records FOLDER --set 'seeds=[1, 2]'"
     assert provenance.command() == expected
 
 
