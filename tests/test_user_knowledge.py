@@ -210,6 +210,13 @@ def stir(model: Any) -> None:
         weight.assign(rng.normal(size=weight.shape))
 
 
+def take_backbone(model: Any, other: Any) -> None:
+    """All lengths of history have the same weights, so `copy_backbone` is gone round, which would refuse."""
+    model.embedding.copy_tables(other.embedding)
+    model.core.set_weights(other.core.get_weights())
+    model.output_layer.set_weights(other.output_layer.get_weights())
+
+
 @pytest.mark.tfrs
 def test_a_fresh_model_predicts_as_its_base(prepared: Path, store: KnowledgeStore, raw: Any) -> None:
     base, model = make_model(prepared, None), make_model(prepared, store)
@@ -390,10 +397,7 @@ def test_the_backbone_sees_the_latest_places_and_the_likeness_all(
     whole = make_model(prepared, None, backbone=backbone)
     stir(model)
     for other in (base, whole):
-        # All lengths have the same weights, so `copy_backbone` is gone round, which would refuse.
-        other.embedding.copy_tables(model.embedding)
-        other.core.set_weights(model.core.get_weights())
-        other.output_layer.set_weights(model.output_layer.get_weights())
+        take_backbone(other, model)
     recent = {
         name: values if name not in ("past_item", "past_stars") else np.asarray(values)[:, :2]
         for name, values in raw.items()
@@ -480,9 +484,7 @@ def test_a_history_by_name_of_which_the_backbone_sees_some(begun: Path, raw: Any
     some, all_of_it = (
         make_model(begun, None, backbone_history=length) for length in ({"past": 2, "first": 0}, {"first": 0})
     )
-    for part in ("core", "output_layer"):
-        getattr(some, part).set_weights(getattr(all_of_it, part).get_weights())
-    some.embedding.copy_tables(all_of_it.embedding)
+    take_backbone(some, all_of_it)
     recent = {name: values[:, :2] if name in ("past_item", "past_stars") else values for name, values in raw.items()}
     np.testing.assert_allclose(some.serve(raw)["logit"], all_of_it.serve(recent)["logit"], rtol=1e-5, atol=1e-6)
     with pytest.raises(
