@@ -308,8 +308,8 @@ def test_moe_finds_the_principal_components(tmp_path: Path, monkeypatch: pytest.
     x = np.stack([means(f64(c), m).ravel() for c, m in zip(stored[known], mask[known], strict=True)])
     assert len(x) == 39
     axes = f64(adaptor._axes)
-    np.testing.assert_allclose(f64(adaptor._center), x.mean(0), atol=1e-5)
-    np.testing.assert_allclose(axes.T @ axes, np.eye(10), atol=1e-5)
+    np.testing.assert_allclose(f64(adaptor._center), x.mean(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(10), rtol=1e-5, atol=1e-5)
     singular = np.linalg.svd(x - x.mean(0), compute_uv=False)
     np.testing.assert_allclose(np.linalg.norm((x - x.mean(0)) @ axes, axis=0), singular[:10], rtol=1e-4)
     assert (axes[np.abs(axes).argmax(0), np.arange(10)] > 0).all()

@@ -109,7 +109,7 @@ def test_equals_keras_multi_head_attention(inputs: dict[str, np.ndarray]) -> Non
     output_kernel = np.einsum("whv,hvr->hwr", value, output)
     layer.set_weights([query_kernel.reshape(WIDTH_R, -1), output_kernel.reshape(-1, WIDTH_R)])
     some = inputs["mask"].any((1, 2))  # where there is none, Keras attends to the masked ones
-    np.testing.assert_allclose(called(layer, inputs)[some], expected[some], atol=1e-5)
+    np.testing.assert_allclose(called(layer, inputs)[some], expected[some], rtol=1e-5, atol=1e-5)
 
 
 def test_by_hand() -> None:
@@ -133,7 +133,7 @@ def test_weights_are_as_multiplied_chunks(inputs: dict[str, np.ndarray], rng: np
     weights = rng.uniform(0, 2, inputs["mask"].shape).astype("float32")
     given = called(layer, {**inputs, "weights": weights})
     multiplied = called(layer, {**inputs, "chunks": inputs["chunks"] * weights[..., None]})
-    np.testing.assert_allclose(given, multiplied, atol=1e-5)
+    np.testing.assert_allclose(given, multiplied, rtol=1e-5, atol=1e-5)
     assert np.abs(given - called(layer, inputs)).max() > 0.1
 
 
@@ -198,7 +198,7 @@ def test_the_order_of_chunks_within_a_field_does_not_matter_but_the_field_does(
     randomise(layer)
     order = rng.permutation(CHUNKS)
     permuted = {**inputs, "chunks": inputs["chunks"][:, :, order], "mask": inputs["mask"][:, :, order]}
-    np.testing.assert_allclose(called(layer, permuted), called(layer, inputs), atol=1e-5)
+    np.testing.assert_allclose(called(layer, permuted), called(layer, inputs), rtol=1e-5, atol=1e-5)
     swapped = {**inputs, "chunks": inputs["chunks"][:, ::-1], "mask": inputs["mask"][:, ::-1]}
     assert np.abs(called(layer, swapped)[0] - called(layer, inputs)[0]).max() > 1e-3
 
@@ -208,7 +208,7 @@ def test_queries_do_not_see_each_other(inputs: dict[str, np.ndarray]) -> None:
     together = called(layer, inputs)
     for query in range(QUERIES):
         alone = called(layer, {**inputs, "query": inputs["query"][:, query : query + 1]})
-        np.testing.assert_allclose(alone[:, 0], together[:, query], atol=1e-5)
+        np.testing.assert_allclose(alone[:, 0], together[:, query], rtol=1e-5, atol=1e-5)
 
 
 def test_an_unknown_number_of_queries(inputs: dict[str, np.ndarray]) -> None:
@@ -217,7 +217,9 @@ def test_an_unknown_number_of_queries(inputs: dict[str, np.ndarray]) -> None:
     function = tf.function(layer, input_signature=signature)
     for queries in (1, QUERIES):
         query = inputs["query"][:, :queries]
-        np.testing.assert_allclose(function(query, inputs["chunks"]), layer(query, inputs["chunks"]), atol=1e-6)
+        np.testing.assert_allclose(
+            function(query, inputs["chunks"]), layer(query, inputs["chunks"]), rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
@@ -243,7 +245,7 @@ def test_keras_mask_of_the_query_in_a_functional_model(inputs: dict[str, np.ndar
     model = tf.keras.Model([ids, chunks], layer(embedding(ids), chunks))
     values = np.array([[1, 0], [0, 0], [2, 3], [4, 0]], "int32")
     expected = layer(tf.identity(embedding(values)), inputs["chunks"])
-    np.testing.assert_allclose(model([values, inputs["chunks"]]), expected, atol=1e-6)
+    np.testing.assert_allclose(model([values, inputs["chunks"]]), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

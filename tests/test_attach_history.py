@@ -284,13 +284,15 @@ def test_what_is_alike_is_learned_from_the_data_set(kind: str, stores: zoo.Store
     past = Past(row_of(features["movie_id"]), history_rows, history_rows >= 0, feedback, clicks)
     by_hand.profiles.adapt(store)
     adapt_to_preferences(by_hand.profiles, by_hand.lookup, [past])
-    np.testing.assert_allclose(learned, by_hand.profiles.directions, atol=1e-4)
+    np.testing.assert_allclose(learned, by_hand.profiles.directions, rtol=1e-5, atol=1e-4)
 
     kser_tf.extractor_only(model, also=())
     fit(compiled(model))
     np.testing.assert_array_equal(history.profiles.directions, learned)
     correction = predicted(model, features) - before
-    np.testing.assert_allclose(correction, others(model, features) + by_the_formula(model, store, features), atol=1e-5)
+    np.testing.assert_allclose(
+        correction, others(model, features) + by_the_formula(model, store, features), rtol=1e-5, atol=1e-5
+    )
 
 
 def counted(features: dict[str, np.ndarray]) -> int:
@@ -462,7 +464,7 @@ def test_a_list_of_candidates_has_one_history(squeezed: bool, ragged: bool, stor
     for place in range(3):
         one = {**features, "movie_id": several["movie_id"][:, place : place + 1]}
         alone = np.ravel(model(zoo.tensors(one)))
-        np.testing.assert_allclose(np.asarray(scores)[:, place], alone, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(scores)[:, place], alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("feedback", [(), "stars", ["stars", "stars"], {"stars": [0.5, 3, 5.0]}], ids=str)
@@ -494,10 +496,10 @@ def test_compiled_with_xla(stores: zoo.Stores) -> None:
         model.compile(tf.keras.optimizers.SGD(0.5), LOSS, jit_compile=model.output_correction.xla)
         model.fit(zoo.tensors(features), labels(features), batch_size=32, epochs=2, shuffle=False, verbose=0)
     for one, other in zip(*(model.output_correction.get_weights() for model in models), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
     assert models[0].output_correction.histories["movie_id"].likeness.get_weights()[2].any()
     own = [np.asarray(model.predict(zoo.tensors(features), verbose=0)) for model in models]
-    np.testing.assert_allclose(*own, atol=1e-5)
+    np.testing.assert_allclose(*own, rtol=1e-5, atol=1e-5)
 
 
 def test_what_does_not_fit_is_refused_with_the_mend(stores: zoo.Stores) -> None:

@@ -221,7 +221,7 @@ def test_residual_is_the_extractor_of_the_layers(stores: Stores) -> None:
     for row in range(ROWS):
         one = slice(row, row + 1)
         aligned = knowledge.extractor(embedded[one, None], chunks[one], mask=mask[one])[:, 0]
-        np.testing.assert_allclose(result[one], embedded[one] + aligned, atol=1e-5)
+        np.testing.assert_allclose(result[one], embedded[one] + aligned, rtol=1e-5, atol=1e-5)
 
 
 def test_append_for_a_model_that_is_yet_to_be_built(stores: Stores) -> None:

@@ -208,7 +208,7 @@ def test_compiled_with_xla(stores: zoo.Stores) -> None:
         model.compile(tf.keras.optimizers.SGD(0.1), loss="mse", jit_compile=jit_compile)
         case.fit(model, epochs=2)
     for one, other in zip(*(values(model.output_correction.weights) for model in models), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_found_by_search_are_those_of_the_table(stores: zoo.Stores) -> None:
@@ -219,7 +219,7 @@ def test_rows_found_by_search_are_those_of_the_table(stores: zoo.Stores) -> None
     xla.set_weights([np.random.default_rng(1).normal(size=weight.shape) for weight in plain.weights])
     plain.set_weights(xla.get_weights())
     answers = np.asarray(xla({"movie": ids}))
-    np.testing.assert_allclose(plain({"movie": ids}), answers, atol=1e-6)
+    np.testing.assert_allclose(plain({"movie": ids}), answers, rtol=1e-5, atol=1e-6)
     assert answers.any()
     np.testing.assert_array_equal(answers[2:6], 0)
 

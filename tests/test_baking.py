@@ -89,7 +89,9 @@ def test_the_error_of_small_tables_is_bounded_and_told(exported: Callable[[str, 
     model, rows, own, result, serve = case.model, case.rows, case.own, case.result, case.serve
     difference = np.abs(serve(**rows)["logit"].astype(float) - own)
     told = result.baking["logit_difference"]
-    np.testing.assert_allclose([told["largest"], told["mean"]], [difference.max(), difference.mean()], atol=1e-6)
+    np.testing.assert_allclose(
+        [told["largest"], told["mean"]], [difference.max(), difference.mean()], rtol=1e-5, atol=1e-6
+    )
     assert 0 < told["largest"] < (0.01 if bake == "float16" else 0.1)
     halves = [{name: values[start : start + 32] for name, values in rows.items()} for start in (0, 32)]
     np.testing.assert_allclose(
@@ -135,7 +137,7 @@ def test_a_model_that_offers_nothing_ships_its_knowledge_and_statistics(tmp_path
     )
     rows["item_id"] = rows["item_id"].astype(object)
     rows["country"] = rows["country"].astype(object)
-    np.testing.assert_allclose(served.Served(result.path)(**rows)["logit"], before, atol=1e-5)
+    np.testing.assert_allclose(served.Served(result.path)(**rows)["logit"], before, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(np.ravel(model(rows)), before)
 
 
@@ -203,7 +205,9 @@ def test_the_graph_does_not_grow_with_the_vocabulary(tmp_path: Path) -> None:
             "number": np.array([7, 6 + count, 7 + count, -1]),
         }
         for _ in range(2):  # the model's own tables are back after the export
-            np.testing.assert_allclose(served.Served(result.path)(**rows)["logit"], served.own(model, rows), atol=1e-5)
+            np.testing.assert_allclose(
+                served.Served(result.path)(**rows)["logit"], served.own(model, rows), rtol=1e-5, atol=1e-5
+            )
     assert abs(sizes[1] - sizes[0]) < 1_000
 
 
@@ -307,8 +311,10 @@ def test_any_layer_can_offer_its_table(tmp_path: Path) -> None:
     )
     assert result.baking["bytes"]["table of film"] == (len(knowledge) + 1) * 6 * 4
     serve = served.Served(result.path)
-    np.testing.assert_allclose(serve(film_id=ids)["logit"], own, atol=1e-5)
-    np.testing.assert_allclose(serve("embeddings", film_id=ids)["embedding"], layer(tf.constant(ids)), atol=1e-6)
+    np.testing.assert_allclose(serve(film_id=ids)["logit"], own, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        serve("embeddings", film_id=ids)["embedding"], layer(tf.constant(ids)), rtol=1e-5, atol=1e-6
+    )
     shapes = [shape for _, shape in tf.train.list_variables(str(result.path / "variables" / "variables"))]
     assert not any(len(shape) > 2 for shape in shapes)
     np.testing.assert_array_equal(np.ravel(model({"film_id": tf.constant(ids)})), own)

@@ -109,8 +109,8 @@ def test_store_holds_the_vectors_of_the_passages(films, make, plain):
     ]
     for row, text in enumerate(STORY.values()):
         for place, passage in enumerate(split_into_passages(text, 3)):
-            np.testing.assert_allclose(store.vectors[row, 0, place], plain(passage), atol=1e-6)
-    np.testing.assert_allclose(store.vectors[0, 1, 0], plain("Shot in one take."), atol=1e-6)
+            np.testing.assert_allclose(store.vectors[row, 0, place], plain(passage), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(store.vectors[0, 1, 0], plain("Shot in one take."), rtol=1e-5, atol=1e-6)
     assert result["coverage"] == {"story": 1.0, "craft": 0.5}
     assert (result["entities"], result["chunks"], result["width"]) == (4, 12, small.WIDTH)
 
@@ -212,8 +212,8 @@ def test_one_row_a_chunk_is_taken_as_given(make, plain):
         [[False, False], [True, True]],
         [[False, False], [False, False]],
     ]
-    np.testing.assert_allclose(store.vectors[0, 0, 0], plain("Grainy film. Long takes."), atol=1e-6)
-    np.testing.assert_allclose(store.vectors[1, 1, 1], plain("Three."), atol=1e-6)
+    np.testing.assert_allclose(store.vectors[0, 0, 0], plain("Grainy film. Long takes."), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(store.vectors[1, 1, 1], plain("Three."), rtol=1e-5, atol=1e-6)
     assert result["unique_texts"] == 4
 
     passages = read_passages(make(None, "films.jsonl", **columns | {"fields": ["story"]}, chunks_per_field=4))
@@ -232,7 +232,7 @@ def test_new_entities_of_one_row_a_chunk_may_lack_a_field(make, plain, tmp_path)
     store = KnowledgeStore.open(result["store"])
     assert (store.ids.tolist(), store.fields) == (["a", "b"], ("story", "craft"))
     assert store.mask.tolist() == [[[True], [True]], [[False], [True]]]
-    np.testing.assert_allclose(store.vectors[1, 1, 0], plain("Two."), atol=1e-6)
+    np.testing.assert_allclose(store.vectors[1, 1, 0], plain("Two."), rtol=1e-5, atol=1e-6)
     # A table of other fields altogether is another table.
     other = make([{"film": "c", "aspect": "crafts", "text": "Two."}], "other.jsonl", **columns).table
     with pytest.raises(DataError, match=r"no chunk in `aspect` is of the field 'story'. There are: crafts"):
@@ -365,9 +365,9 @@ def test_texts_of_every_size(make, plain):
     result = encode(make(table, fields=["story"]))
     store = KnowledgeStore.open(make(table).output)
     assert store.mask[:, 0].sum(axis=1).tolist() == [0, 0, 0, 0, 1, 1, 0, 3, 3]
-    np.testing.assert_allclose(store.vectors[5, 0, 0], plain("雨"), atol=1e-6)
+    np.testing.assert_allclose(store.vectors[5, 0, 0], plain("雨"), rtol=1e-5, atol=1e-6)
     # The encoder reads 64 tokens, here bytes.
-    np.testing.assert_allclose(store.vectors[7, 0, 0], plain("x" * 64), atol=1e-6)
+    np.testing.assert_allclose(store.vectors[7, 0, 0], plain("x" * 64), rtol=1e-5, atol=1e-6)
     assert result["cut_texts"] == len({text for passages in map(long_passages, texts[7:]) for text in passages})
 
 
@@ -524,10 +524,10 @@ def test_projection(make, tmp_path):
     matrix = Projection.load(store.path).matrix
     assert Projection.load(whole.path) is None
     assert matrix.shape == (small.WIDTH, 8)
-    np.testing.assert_allclose(np.abs(components[:8] @ matrix), np.eye(8), atol=1e-3)
+    np.testing.assert_allclose(np.abs(components[:8] @ matrix), np.eye(8), rtol=1e-5, atol=1e-3)
     expected = vectors @ matrix
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(store.vectors[:, 0, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(store.vectors[:, 0, 0], expected, rtol=1e-5, atol=1e-5)
     report = result["projection"]
     assert report["explained_variance"] == pytest.approx((values[:8] ** 2).sum() / (values**2).sum(), rel=1e-5)
     pairs = np.triu_indices(len(first), k=1)
@@ -551,7 +551,7 @@ def test_projection_of_no_text_and_of_one():
     moment.add(np.array([[0.0, -1, 0, 0]], dtype=np.float32))
     projection, explained = moment.projection(1)
     assert explained == pytest.approx(1)
-    np.testing.assert_allclose(projection.matrix, [[0], [1], [0], [0]], atol=1e-7)
+    np.testing.assert_allclose(projection.matrix, [[0], [1], [0], [0]], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(projection(np.array([[0, 2, 0, 0], [1, 0, 0, 0]], np.float32)), [[1], [0]])
 
 

@@ -76,7 +76,7 @@ def test_float32_gives_the_vectors_of_sentence_transformers(minilm, reference):
     minilm.choose_backend(TEXTS, "exact")
     encoded = minilm.encode(TEXTS)
     assert encoded.vectors.dtype == np.float32
-    np.testing.assert_allclose(encoded.vectors, reference, atol=1e-5)
+    np.testing.assert_allclose(encoded.vectors, reference, rtol=1e-5, atol=1e-5)
     assert minilm.width == 384
 
 
@@ -89,7 +89,7 @@ def test_bfloat16_keeps_the_cosines(minilm, reference, with_bfloat16):
     assert choice.checked_texts == len(TEXTS)
     assert choice.mean_cosine == pytest.approx(cosines.mean(), abs=1e-5)
     assert choice.lowest_cosine == pytest.approx(cosines.min(), abs=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(vectors.astype(np.float64), axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(vectors.astype(np.float64), axis=1), 1, rtol=1e-5, atol=1e-6)
 
 
 def test_meaning_is_kept(minilm):
@@ -103,7 +103,7 @@ def test_cut_texts_are_told(minilm):
     assert minilm.encode([TEXTS[0], TEXTS[-1], TEXTS[-1] + " And more."]).cut.tolist() == [False, True, True]
     # What was cut has no influence.
     same = minilm.encode([TEXTS[-1], TEXTS[-1] + " And more."]).vectors
-    np.testing.assert_allclose(same[0], same[1], atol=1e-6)
+    np.testing.assert_allclose(same[0], same[1], rtol=1e-5, atol=1e-6)
 
 
 def test_a_processor_without_bfloat16_computes_exactly(folder, monkeypatch, tmp_path):
@@ -112,7 +112,7 @@ def test_a_processor_without_bfloat16_computes_exactly(folder, monkeypatch, tmp_
     choice = encoder.choose_backend(TEXTS)
     assert (choice.backend, choice.reason) == ("float32", "the processor has no instructions for bfloat16")
     exact = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, normalize_embeddings=True)
-    np.testing.assert_allclose(encoder.encode(TEXTS).vectors, exact, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode(TEXTS).vectors, exact, rtol=1e-5, atol=1e-6)
 
 
 def test_falls_back_when_bfloat16_loses_the_meaning(tmp_path, with_bfloat16):
@@ -185,7 +185,7 @@ def test_the_models_own_prompt_is_used(tmp_path):
     folder = small.save_encoder(tmp_path / "prompted", prompts=prompts, default_prompt_name="document")
     plain = SentenceTransformer(str(folder), device="cpu")
     expected = plain.encode(TEXTS, normalize_embeddings=True)
-    np.testing.assert_allclose(TextEncoder(str(folder)).encode(TEXTS).vectors, expected, atol=1e-6)
+    np.testing.assert_allclose(TextEncoder(str(folder)).encode(TEXTS).vectors, expected, rtol=1e-5, atol=1e-6)
     unprompted = plain.encode(TEXTS, prompt="", normalize_embeddings=True)
     assert np.abs(expected - unprompted).max() > 0.01
 
@@ -195,7 +195,7 @@ def test_vectors_have_unit_length_whatever_the_model_gives(tmp_path):
     plain = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     assert np.abs(np.linalg.norm(plain, axis=1) - 1).max() > 0.1
     vectors = TextEncoder(str(folder)).encode(TEXTS).vectors
-    np.testing.assert_allclose(vectors, plain / np.linalg.norm(plain, axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(vectors, plain / np.linalg.norm(plain, axis=1, keepdims=True), rtol=1e-5, atol=1e-6)
 
 
 def test_static_models_work(tmp_path, with_bfloat16):

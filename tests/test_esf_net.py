@@ -137,7 +137,7 @@ def test_weights_are_those_of_the_formula(gate: dict[str, Any], inputs: dict[str
     weighted, weights = called(layer, inputs)
     expected = reference_weights(layer, inputs)
     np.testing.assert_allclose(weights, expected, atol=2e-6)
-    np.testing.assert_allclose(weighted, expected[..., None] * inputs["chunks"], atol=1e-5)
+    np.testing.assert_allclose(weighted, expected[..., None] * inputs["chunks"], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(
         layer.weigh(inputs["chunks"], inputs["mask"], inputs["context"]), weights, "weigh is the call's second output"
     )
@@ -256,7 +256,9 @@ def test_adapt_standardises_the_statistics(inputs: dict[str, np.ndarray]) -> Non
     np.testing.assert_allclose(weights, reference_weights(layer, inputs), atol=2e-6)
     np.testing.assert_allclose(weights_by_name(layer)["center"], center, rtol=1e-6)
     given = layer.statistics(inputs["chunks"], inputs["mask"])  # as they are, standardised in the call
-    np.testing.assert_allclose(given, reference_statistics(inputs["chunks"], inputs["mask"], mean), atol=1e-6)
+    np.testing.assert_allclose(
+        given, reference_statistics(inputs["chunks"], inputs["mask"], mean), rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_array_equal(called(layer, {**inputs, "statistics": given})[1], weights)
     layer.adapt(mean)
     np.testing.assert_array_equal(weights_by_name(layer)["scale"], np.ones(3))

@@ -68,8 +68,8 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 def test_served_answers_are_the_models_own(case: Case) -> None:
     answers = call(case.result.path, case.examples)
-    np.testing.assert_allclose(answers["logit"], case.before, atol=1e-5)
-    np.testing.assert_allclose(answers["probability"], sigmoid(case.before), atol=1e-6)
+    np.testing.assert_allclose(answers["logit"], case.before, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(answers["probability"], sigmoid(case.before), rtol=1e-5, atol=1e-6)
     assert np.std(case.before) > 0.1  # they depend on something
 
 
@@ -147,7 +147,7 @@ def test_the_model_trains_on_and_is_exported_again(tmp_path: Path) -> None:
         result = kser_tf.export(model, tmp_path / "ranker", inputs=cases.inputs(store))
         assert result.version == version
         answers.append(call(result.path, rows)["logit"])
-        np.testing.assert_allclose(answers[-1], np.ravel(model(rows)), atol=1e-5)
+        np.testing.assert_allclose(answers[-1], np.ravel(model(rows)), rtol=1e-5, atol=1e-5)
     assert np.abs(answers[0] - answers[1]).max() > 1e-5
 
 
@@ -169,7 +169,7 @@ def test_the_description_holds_what_belongs_together(case: Case) -> None:
 def test_some_examples_are_kept_with_the_models_answers(case: Case) -> None:
     inputs, outputs = contract.load_examples(case.result.path / contract.EXAMPLES_FILE)
     assert len(outputs["logit"]) == MAX_EXAMPLES
-    np.testing.assert_allclose(outputs["logit"], case.before[:MAX_EXAMPLES], atol=1e-5)
+    np.testing.assert_allclose(outputs["logit"], case.before[:MAX_EXAMPLES], rtol=1e-5, atol=1e-5)
     ids = inputs["item_id"].tolist()
     assert [i.decode() if isinstance(i, bytes) else i for i in ids] == list(case.examples["item_id"][:MAX_EXAMPLES])
 
@@ -190,9 +190,9 @@ def test_knowledge_and_ids_are_in_variables_and_not_in_the_graph(tmp_path: Path)
     assert (result.path / "variables" / "variables.data-00000-of-00001").stat().st_size > vectors.nbytes
     rows = {"item_id": np.array([*ids[[0, 4_999]], "", "0"])}
     expected = np.ravel(model({"item_id": tf.constant(rows["item_id"])}))
-    np.testing.assert_allclose(call(result.path, rows)["logit"], expected, atol=1e-5)
+    np.testing.assert_allclose(call(result.path, rows)["logit"], expected, rtol=1e-5, atol=1e-5)
     python = tf.saved_model.load(str(result.path)).signatures["serving_default"]
-    np.testing.assert_allclose(python(item_id=tf.constant(rows["item_id"]))["logit"], expected, atol=1e-5)
+    np.testing.assert_allclose(python(item_id=tf.constant(rows["item_id"]))["logit"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_functional_model_that_returns_probabilities(tmp_path: Path) -> None:
@@ -208,8 +208,8 @@ def test_a_functional_model_that_returns_probabilities(tmp_path: Path) -> None:
     rows = {"x": np.ones((3, 3), np.float32), "y": np.array([b"a", b"b", b"unknown"])}
     expected = np.ravel(model({name: tf.constant(value) for name, value in rows.items()})).astype(np.float64)
     answers = call(result.path, rows)
-    np.testing.assert_allclose(answers["probability"], expected, atol=1e-6)
-    np.testing.assert_allclose(answers["logit"], np.log(expected / (1 - expected)), atol=1e-5)
+    np.testing.assert_allclose(answers["probability"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(answers["logit"], np.log(expected / (1 - expected)), rtol=1e-5, atol=1e-5)
 
 
 def test_probabilities_of_0_and_1_have_finite_logits(tmp_path: Path, dense: Any) -> None:
@@ -244,7 +244,7 @@ def test_a_sequential_model_takes_its_tensor_by_preprocess(tmp_path: Path) -> No
     moved = tmp_path / "elsewhere" / "1"
     shutil.copytree(result.path, moved)
     expected = np.ravel(model.layers[-2].get_weights()[0])[[1, 2, 0]]
-    np.testing.assert_allclose(call(moved, {"item": ["a", "b", "?"]})["logit"], expected, atol=1e-7)
+    np.testing.assert_allclose(call(moved, {"item": ["a", "b", "?"]})["logit"], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_table_that_preprocess_refers_to_is_served(tmp_path: Path, dense: Any) -> None:
@@ -256,7 +256,7 @@ def test_a_table_that_preprocess_refers_to_is_served(tmp_path: Path, dense: Any)
 
     result = kser_tf.export(dense, tmp_path, inputs=spec, preprocess=one_hot)
     expected = np.ravel(dense(np.eye(3, dtype=np.float32)[[1, 2, 0]]))
-    np.testing.assert_allclose(call(result.path, {"id": [10, 20, 30]})["logit"], expected, atol=1e-6)
+    np.testing.assert_allclose(call(result.path, {"id": [10, 20, 30]})["logit"], expected, rtol=1e-5, atol=1e-6)
 
 
 class Mean(tf.keras.Model):
@@ -298,7 +298,7 @@ def test_a_model_with_a_label_in_and_a_dict_out_is_called_by_serve(tmp_path: Pat
         kser_tf.export(model, tmp_path, inputs={**NUMBER, "label": tf.TensorSpec((None,), tf.float32)})
     assert not list(tmp_path.iterdir())
     result = kser_tf.export(model, tmp_path, inputs=NUMBER, serve=lambda given: model((given, tf.zeros((1, 1))))["ctr"])
-    np.testing.assert_allclose(call(result.path, {"x": x})["logit"], expected, atol=1e-6)
+    np.testing.assert_allclose(call(result.path, {"x": x})["logit"], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.tfrs
@@ -326,7 +326,7 @@ def test_a_users_tfrs_model(tmp_path: Path) -> None:
     model.compile("adagrad")
     model.fit(tf.data.Dataset.from_tensors((rows, np.array([[0.0], [1], [0], [1]]))), verbose=0)
     result = kser_tf.export(model, tmp_path, inputs={"user_id": tf.TensorSpec((None,), tf.string)}, examples=rows)
-    np.testing.assert_allclose(call(result.path, rows)["logit"], np.ravel(model.predict(rows)), atol=1e-6)
+    np.testing.assert_allclose(call(result.path, rows)["logit"], np.ravel(model.predict(rows)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.tfrs
@@ -360,7 +360,7 @@ def test_a_ranking_model_says_its_inputs_itself(tmp_path: Path) -> None:
     answers = call(result.path, rows)
     # The logits are in the thousands, and the baked table's sums are taken in batches of another size.
     np.testing.assert_allclose(answers["logit"], expected["logit"], rtol=1e-6)
-    np.testing.assert_allclose(answers["probability"], expected["probability"], atol=1e-6)
+    np.testing.assert_allclose(answers["probability"], expected["probability"], rtol=1e-5, atol=1e-6)
     assert not model.indexer._lookups["item"].tables().in_variables
 
 

@@ -29,7 +29,7 @@ def test_values_and_gradient_are_those_of_a_gather(shape):
     rows, gradient = run()
     assert np.array_equal(rows, table[indices])
     assert not isinstance(gradient, tf.IndexedSlices)
-    np.testing.assert_allclose(gradient, by_hand, atol=1e-5)
+    np.testing.assert_allclose(gradient, by_hand, rtol=1e-5, atol=1e-5)
 
 
 def test_mixed_precision_keeps_the_tables_dtype():

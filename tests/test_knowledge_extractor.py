@@ -125,7 +125,7 @@ def test_is_the_two_layers_one_after_the_other(
     weighted, weights = esf_net(inputs["chunks"], mask=inputs["mask"], context=context)
     expected = alignment(inputs["query"], weighted, mask=inputs["mask"])
     aligned, seen = called(extractor, inputs, context=context, return_weights=True)
-    np.testing.assert_allclose(aligned, expected, atol=1e-5)
+    np.testing.assert_allclose(aligned, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(seen, weights)
     np.testing.assert_array_equal(called(extractor, inputs, context=context), aligned)
 
@@ -133,7 +133,7 @@ def test_is_the_two_layers_one_after_the_other(
 def test_context_is_the_mean_of_the_queries_where_none_is_given(inputs: dict[str, np.ndarray]) -> None:
     extractor = random_extractor(inputs)
     mean = inputs["query"].mean(1)
-    np.testing.assert_allclose(called(extractor, inputs, context=mean), called(extractor, inputs), atol=1e-6)
+    np.testing.assert_allclose(called(extractor, inputs, context=mean), called(extractor, inputs), rtol=1e-5, atol=1e-6)
     assert np.abs(called(extractor, inputs, context=-mean) - called(extractor, inputs)).max() > 1e-3
 
 
@@ -208,7 +208,7 @@ def test_adapt_reads_the_catalogue(policy: str, inputs: dict[str, np.ndarray], m
     statistics = extractor.adapt(Arrays(np.where(mask[..., None], chunks, np.nan), mask))
     assert statistics.dtype == np.float32
     weights = weights_by_name(extractor.esf_net)
-    np.testing.assert_allclose(weights["catalogue_mean"], chunks[mask].mean(0), atol=1e-6)
+    np.testing.assert_allclose(weights["catalogue_mean"], chunks[mask].mean(0), rtol=1e-5, atol=1e-6)
     expected = tf.cast(extractor.esf_net.statistics(chunks, mask), tf.float32)
     np.testing.assert_allclose(statistics, expected, atol=tolerance)
     np.testing.assert_allclose(weights["center"], statistics[mask].mean(0), atol=tolerance)
@@ -220,7 +220,7 @@ def test_adapt_to_a_catalogue_that_has_no_spread_or_nothing(inputs: dict[str, np
     weights = weights_by_name(extractor.esf_net)
     same = np.ones((5, FIELDS, CHUNKS, WIDTH), "float32")
     extractor.adapt(Arrays(same, np.ones(same.shape[:-1], bool)))
-    np.testing.assert_allclose(weights["center"], [1, 1, 1], atol=1e-5)
+    np.testing.assert_allclose(weights["center"], [1, 1, 1], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(weights["scale"], [1, 1, 1])
     for rows in (5, 0):
         statistics = extractor.adapt(Arrays(same[:rows], np.zeros((rows, FIELDS, CHUNKS), bool)))

@@ -126,7 +126,7 @@ def test_as_the_formula_has_it(store: KnowledgeStore, stars: bool) -> None:
     vectors = parts_by_hand(store)[: ENTITIES - 1] @ directions
     expected = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     found = profile(*store.lookup(store.ids[:-1])).numpy()
-    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-3)
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, rtol=1e-5, atol=1e-3)
     assert not profile(*store.lookup(store.ids[-1:])).numpy().any()
     adapt_to_preferences(again := profile_of(store), KnowledgeLookup(store), examples)
     np.testing.assert_array_equal(again.directions, profile.directions)
@@ -189,7 +189,7 @@ def test_the_order_of_the_examples_does_not_matter_not_even_between_the_passes(s
             yield from ([] if self.passes % 2 else [other])
 
     adapt_to_preferences(profile := profile_of(store), lookup, Shuffled())
-    np.testing.assert_allclose(profile.directions, expected.directions, atol=1e-5)
+    np.testing.assert_allclose(profile.directions, expected.directions, rtol=1e-5, atol=1e-5)
 
 
 def test_labels_must_be_one_for_each_candidate(store: KnowledgeStore) -> None:
@@ -245,7 +245,7 @@ def test_training_adapts_to_its_own_examples_once_for_all_models(
     examples = Again(list(IndexedExamples(prepared, "train", {"item": KnowledgeStore.open(stored)}).batches(64)))
     assert by_hand.adapt_to_preferences(examples) > 0
     assert examples.times == 2
-    np.testing.assert_allclose(by_hand.embedding.entity_profiles["item"].directions, learned, atol=1e-5)
+    np.testing.assert_allclose(by_hand.embedding.entity_profiles["item"].directions, learned, rtol=1e-5, atol=1e-5)
 
     fewer = trained("fewer", "preferences", training_users=0.5)
     assert np.abs(fewer.embedding.entity_profiles["item"].directions - learned).max() > 1e-3

@@ -89,7 +89,7 @@ def test_default_answers_are_the_models_own(case: Case) -> None:
     np.testing.assert_allclose(answers["logit"], case.own, rtol=1e-5, atol=1e-5)
     predicted = case.model.predict(case.model.indexer(case.rows), verbose=0)[:, 0]
     np.testing.assert_allclose(answers["logit"], predicted, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(answers["probability"], 1 / (1 + np.exp(-case.own)), atol=1e-6)
+    np.testing.assert_allclose(answers["probability"], 1 / (1 + np.exp(-case.own)), rtol=1e-5, atol=1e-6)
     assert case.own.std() > 0.1
 
 

@@ -129,7 +129,7 @@ def test_weights_move_from_keras_2_to_keras_3_exactly(tmp_path: Path) -> None:
     model.load_weights(weights)
     for one, other in zip(random_ranker().get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-    np.testing.assert_allclose(model.predict(request(), verbose=0), np.load(expected), atol=1e-5)
+    np.testing.assert_allclose(model.predict(request(), verbose=0), np.load(expected), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(KERAS == 2, reason="what happens under Keras 3")
@@ -212,7 +212,9 @@ def test_an_export_archive_is_what_the_session_loader_reads(tmp_path: Path) -> N
         return {"logit": model(tensors)}
 
     export(tmp_path / "archive", serve, request(), model)
-    np.testing.assert_allclose(session_outputs(tmp_path / "archive", request())["logit"], expected, atol=1e-5)
+    np.testing.assert_allclose(
+        session_outputs(tmp_path / "archive", request())["logit"], expected, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.skipif(KERAS == 2, reason="under Keras 2 it is right")

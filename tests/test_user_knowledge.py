@@ -115,7 +115,9 @@ def test_what_the_user_thinks_in_general_is_no_matter_of_likeness(inputs: dict[s
     layer(**inputs)
     randomise(layer)
     expected = layer(**inputs)
-    np.testing.assert_allclose(layer(**{**inputs, "feedback": inputs["feedback"] + 2.0}), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        layer(**{**inputs, "feedback": inputs["feedback"] + 2.0}), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_a_profile_is_the_mean_seen_from_the_catalogues_middle_along_its_main_di
     directions = np.linalg.svd(means[known] - means[known].mean(0), full_matrices=False)[2][:2]
     expected = unit((means - means[known].mean(0)) @ directions.T)
     signs = np.sign((profiles[known] * expected[known]).sum(0))
-    np.testing.assert_allclose(profiles[known], (expected * signs)[known], atol=1e-4)
+    np.testing.assert_allclose(profiles[known], (expected * signs)[known], rtol=1e-5, atol=1e-4)
     assert not profiles[~known].any()
     again = KnowledgeProfile(dims=2)
     again.build((None, 1, 2, 3))
