@@ -1,0 +1,159 @@
+"""FuxiCTR's side of `fuxictr_speed.py`, run by the Python in which FuxiCTR is installed; neither TensorFlow nor kser_tf is needed.
+
+Builds DIN of FuxiCTR's own layers, as its model zoo composes them, lets FuxiCTR encode the prepared training rows and feed them, and
+trains with its own step. After a line of JSON that tells what was built, each line on standard input, a number of steps, is answered
+by the seconds that they took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fuxictr
+import numpy as np
+import polars as pl
+import torch
+from fuxictr.preprocess import FeatureProcessor
+from fuxictr.pytorch.dataloaders import RankDataLoader
+from fuxictr.pytorch.layers import DIN_Attention, FeatureEmbeddingDict, MLP_Block
+from fuxictr.pytorch.models import BaseModel
+
+HISTORY = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prepared", required=True, type=Path)
+    parser.add_argument("--vectors", type=Path, help="npz of key and value: one vector an item")
+    parser.add_argument(
+        "--usage", choices=["sum", "concat"], help="what becomes of the vectors; without it, none are used"
+    )
+    parser.add_argument("--work", required=True, type=Path)
+    parser.add_argument("--batch-size", required=True, type=int)
+    parser.add_argument("--width", required=True, type=int)
+    parser.add_argument("--hidden-units", required=True, type=int, nargs="+")
+    parser.add_argument("--attention-units", required=True, type=int)
+    parser.add_argument("--threads", required=True, type=int)
+    parser.add_argument("--loading-workers", required=True, type=int)
+    parser.add_argument("--cached", action="store_true", help="one batch again and again, in place of FuxiCTR's loader")
+    given = parser.parse_args()
+
+    logging.disable(logging.CRITICAL)
+    answers = os.fdopen(os.dup(1), "w")
+    sys.stdout = sys.stderr  # whatever FuxiCTR prints is no answer
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(1)
+    processor, examples = encoded(given)
+    model = DIN(processor.feature_map, given)
+    loader = RankDataLoader(
+        processor.feature_map,
+        stage="train",
+        train_data=str(examples),
+        batch_size=given.batch_size,
+        shuffle=True,
+        data_format="npz",
+        num_workers=given.loading_workers,
+    )[0]
+    batches = endless(loader, cached=given.cached)
+    model.train()
+    built = {
+        "fuxictr": fuxictr.__version__,
+        "torch": torch.__version__,
+        "weights": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+    }
+    print(json.dumps(built), file=answers, flush=True)
+    for line in sys.stdin:
+        started = time.perf_counter()
+        for _ in range(int(line)):
+            loss = model.train_step(next(batches)).item()
+        assert np.isfinite(loss)
+        print(time.perf_counter() - started, file=answers, flush=True)
+
+
+def encoded(given: argparse.Namespace) -> tuple[FeatureProcessor, Path]:
+    """The training rows as FuxiCTR encodes them: item, genre, and the history with its ratings."""
+    history = {
+        "dtype": "str",
+        "active": True,
+        "type": "sequence",
+        "max_len": HISTORY,
+        "splitter": "^",
+        "feature_encoder": None,
+        "padding": "pre",
+    }
+    item = {"name": "movie_id", "dtype": "str", "active": True, "type": "categorical"}
+    if given.usage:
+        pretrained = {"pretrained_emb": str(given.vectors), "pretrain_usage": given.usage, "freeze_emb": True}
+        item |= {**pretrained, "pretrain_dim": int(np.load(given.vectors)["value"].shape[1])}
+    columns = [
+        item,
+        {"name": "genres", "dtype": "str", "type": "categorical", "active": True},
+        {"name": "history_movie_id", **history, "share_embedding": "movie_id"},
+        {"name": "history_rating", **history},
+    ]
+    label = {"name": "label", "dtype": "float"}
+    processor = FeatureProcessor(columns, label, dataset_id=f"prepared_{given.usage}", data_root=str(given.work))
+    rows = pl.scan_parquet(given.prepared / "train.parquet").with_columns(
+        pl.col("movie_id").cast(pl.String),
+        pl.col("genres").list.first(),
+        pl.col("label").cast(pl.Float64),
+        pl.col("history_movie_id", "history_rating").cast(pl.List(pl.String)).list.join("^"),
+    )
+    rows = processor.preprocess(rows)
+    processor.fit(rows, min_categr_count=1)
+    table = rows.collect()
+    columns = processor.transform({name: table[name].to_numpy() for name in table.columns})
+    path = Path(processor.data_dir) / "train.npz"
+    np.savez(path, **columns)
+    return processor, path
+
+
+def endless(loader: Any, *, cached: bool) -> Iterator[Any]:
+    if cached:
+        batch = next(iter(loader))
+        while True:
+            yield batch
+    while True:
+        yield from (batch for batch in loader if len(batch["label"]) == loader.batch_size)
+
+
+class DIN(BaseModel):
+    """The candidate with its genre, against a history of items with their ratings; no L2, which only costs it time."""
+
+    def __init__(self, feature_map: Any, given: argparse.Namespace) -> None:
+        super().__init__(feature_map, verbose=0, model_root=str(given.work), metrics=["AUC"])
+        self._max_gradient_norm = 10.0  # what `fit` sets by default
+        width = 2 * given.width
+        self.embeddings = FeatureEmbeddingDict(feature_map, given.width)
+        self.attention = DIN_Attention(width, attention_units=[given.attention_units], use_softmax=True)
+        self.deep = MLP_Block(
+            input_dim=2 * width,
+            output_dim=1,
+            hidden_units=given.hidden_units,
+            hidden_activations="ReLU",
+            output_activation=self.output_activation,
+        )
+        self.compile("adam", "binary_crossentropy", 1e-3)
+        self.reset_parameters()
+        self.model_to_device()
+
+    def forward(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """Encoded features of a batch -> the probability, `(batch, 1)`, under FuxiCTR's name for it."""
+        inputs = self.get_inputs(inputs)
+        embedded = self.embeddings(inputs)
+        candidate = torch.cat([embedded["movie_id"], embedded["genres"]], -1)
+        history = torch.cat([embedded["history_movie_id"], embedded["history_rating"]], -1)
+        seen = self.attention(candidate, history, inputs["history_movie_id"].long() != 0)
+        return {"y_pred": self.deep(torch.cat([candidate, seen], -1))}
+
+
+if __name__ == "__main__":
+    main()
