@@ -1,4 +1,4 @@
-r"""Rows per second in training beside FuxiCTR, the fastest of the field's open libraries at hand: DIN on the same rows.
+r"""Rows per second in training beside FuxiCTR, an open library of the field: DIN on the same rows.
 
     python -m venv fuxictr && fuxictr/bin/pip install fuxictr torch
     .venv/bin/python benchmarks/fuxictr_speed.py --fuxictr fuxictr/bin/python --prepared WORK/prepared/kar --store WORK/stores/llm/movie
@@ -9,7 +9,8 @@ processes as is best for it, and once no loader at all: one batch again and agai
 the chunks, added to the id's embedding or concatenated to it; ours the whole of KSER, with what the user's first 30 films tell. The
 contestants take turns; each waits while another trains. Widths, hidden units, batch, optimizer and threads are the same for all.
 
-Writes `benchmarks/results/fuxictr_speed.json`.
+With `--intra-op-threads 1` TensorFlow gives each operation to one thread, which is what short operations need; for any program the
+variable TF_NUM_INTRAOP_THREADS=1 does so. Writes `benchmarks/results/fuxictr_speed.json`.
 """
 
 from __future__ import annotations
@@ -66,6 +67,12 @@ def main() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1024, 8192])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows-a-round", type=int, default=65536)
+    parser.add_argument(
+        "--intra-op-threads",
+        type=int,
+        default=THREADS,
+        help="of TensorFlow: threads that share an operation; 1: only operations are shared out",
+    )
     parser.add_argument("--config", default=CONFIG, help="the run whose models ours are")
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "fuxictr_speed.json"))
     given = parser.parse_args()
@@ -73,7 +80,8 @@ def main() -> None:
     schema = DatasetSchema.load(given.prepared)
     entity = schema.feature(schema.item_id).entity
     store = KnowledgeStore.open(given.store, verify=False)
-    tf.config.threading.set_intra_op_parallelism_threads(THREADS)
+    tf.config.threading.set_inter_op_parallelism_threads(THREADS)
+    tf.config.threading.set_intra_op_parallelism_threads(given.intra_op_threads)
     measured, built = [], {}
     with tempfile.TemporaryDirectory() as work:
         vectors = Path(work) / "vectors.npz"
