@@ -34,6 +34,7 @@ from training import CONFIG, EXTRACTOR_ONLY, Contestant, Variant, take_turns
 
 from kser_tf import KnowledgeStore, extractor_only
 from kser_tf.models.config import RankingModelConfig
+from kser_tf.pipelines.chunk_means import chunk_means
 from kser_tf.schema import DatasetSchema
 
 THREADS = 2
@@ -85,7 +86,7 @@ def main() -> None:
     measured, built = [], {}
     with tempfile.TemporaryDirectory() as work:
         vectors = Path(work) / "vectors.npz"
-        np.savez(vectors, key=store.ids, value=means(store))
+        np.savez(vectors, key=store.ids, value=chunk_means(*store.lookup(store.ids)))
         for batch_size in given.batch_sizes:
             contestants: dict[str, Any] = {
                 name: Contestant(given, schema, "din", batch_size, {entity: store}, variant)
@@ -108,12 +109,6 @@ def main() -> None:
             tf.keras.backend.clear_session()
     arguments = {key: value for key, value in vars(given).items() if key != "fuxictr"}
     write_results(given.output, arguments, {"fuxictr": built, "measured": measured})
-
-
-def means(store: KnowledgeStore) -> np.ndarray:
-    """One vector an item: the mean of the chunks that it has."""
-    chunks, mask = np.asarray(store.vectors, np.float32), np.asarray(store.mask)[..., None]
-    return (chunks * mask).sum((1, 2)) / np.maximum(mask.sum((1, 2)), 1)
 
 
 def against_the_best(speeds: dict[str, list[float]], name: str) -> dict[str, float]:
