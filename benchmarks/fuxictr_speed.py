@@ -95,7 +95,7 @@ def main() -> None:
             for number, (name, options) in enumerate(THEIRS.items()):
                 folder = Path(work) / f"{batch_size}-{number}"
                 contestants[name] = Worker(given, folder, vectors, batch_size, options)
-                built = {key: contestants[name].built[key] for key in ("fuxictr", "torch")}
+                built = contestants[name].built
             speeds = take_turns(contestants, given.rounds, max(2, given.rows_a_round // batch_size))
             for name, rates in speeds.items():
                 measured.append(
@@ -107,8 +107,8 @@ def main() -> None:
                 if isinstance(contestant, Worker):
                     contestant.stop()
             tf.keras.backend.clear_session()
-    arguments = {key: value for key, value in vars(given).items() if key != "fuxictr"}
-    write_results(given.output, arguments, {"fuxictr": built, "measured": measured})
+            arguments = {key: value for key, value in vars(given).items() if key != "fuxictr"}
+            write_results(given.output, arguments, {"fuxictr": built, "measured": measured})
 
 
 def against_the_best(speeds: dict[str, list[float]], name: str) -> dict[str, float]:
@@ -138,22 +138,13 @@ class Worker:
         ours = RankingModelConfig()
         command = [given.fuxictr, str(Path(__file__).parent / "fuxictr_worker.py"), *options]
         command += [
-            "--prepared",
-            given.prepared,
-            "--vectors",
-            str(vectors),
-            "--work",
-            str(work),
-            "--batch-size",
-            str(batch_size),
+            f"--prepared={given.prepared}",
+            f"--vectors={vectors}",
+            f"--work={work}",
+            f"--batch-size={batch_size}",
         ]
-        command += [
-            "--width",
-            str(ours.embedding_width),
-            "--hidden-units",
-            *(str(units) for units in ours.hidden_units),
-        ]
-        command += ["--attention-units", str(ATTENTION_UNITS), "--threads", str(THREADS)]
+        command += [f"--width={ours.embedding_width}", "--hidden-units", *map(str, ours.hidden_units)]
+        command += [f"--attention-units={ATTENTION_UNITS}", f"--threads={THREADS}"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.built = json.loads(self._answer())
 
