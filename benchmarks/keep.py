@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def main() -> None:
     output = given.output or Path(__file__).parent / "results" / f"{summary['name']}.json"
     kept = shortened(summary, speed=not given.without_speed) | {"notice": given.notice or summary["notice"]}
     output.write_text(json.dumps(kept, separators=(",", ":")) + "\n")
-    print(f"written: {output}")
+    print(f"written: {output}", file=sys.stderr)  # the tables are what is printed
 
 
 def shortened(summary: dict[str, Any], *, speed: bool) -> dict[str, Any]:
