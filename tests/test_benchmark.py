@@ -1,6 +1,7 @@
 """`kser-tf benchmark`: the matrix and its order, stopping and going on, the search of settings, and what is said of the cells."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,13 @@ from kser_tf.pipelines import encode, evaluate, train
 from kser_tf.pipelines.benchmark import benchmark
 from kser_tf.pipelines.benchmark.comparisons import Measured, compare, judge_goals, seconds_until, speeds
 from kser_tf.pipelines.benchmark.config import BenchmarkConfig
-from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell
+from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell, Examples
 from kser_tf.pipelines.benchmark.records import Records, packed, unpacked
+from kser_tf.pipelines.benchmark.state import BenchmarkState
 from kser_tf.pipelines.config import from_mapping
 from kser_tf.pipelines.evaluate import EvaluateConfig
 from kser_tf.pipelines.job import current_result, read_job, write_job
+from kser_tf.schema import ITEM_IS_COLD
 
 VARIANTS = {
     "base": {"strategy": "base"},
@@ -140,11 +143,51 @@ def test_patterns_bring_what_they_need(data, tmp_path):
         matrix.chosen(parts=["early"])
 
 
+def test_each_seed_has_a_division_of_its_own(data, tmp_path):
+    by_user = {"split": {"by": "user", "fractions": [0.6, 0.2, 0.2]}}
+    changes = {
+        "splits": {"divisions": {"divided_by_seed": True, "prepare": by_user}, "plain": {"prepare": by_user}},
+        "parts": {"main": {"variants": ["base", "kser"], "splits": ["divisions", "plain"]}},
+        "goals": [{"variant": "kser", "slice": "all", "at_least": -1}],
+    }
+    config = config_of(data, tmp_path, **changes)
+    matrix = BenchmarkMatrix(config)
+    assert benchmark(config, records=tmp_path / "records") == 0
+    tested, cold = {}, {}
+    for cell in matrix.cells:
+        prepared = matrix.preparation(matrix.examples(cell))
+        assert prepared.seed == (cell.seed if cell.split == "divisions" else 1)
+        training, evaluation = matrix.training(cell, {}, None), matrix.evaluation(cell)
+        assert training.prepared == evaluation.prepared == prepared.output
+        rows = pd.read_parquet(f"{prepared.output}/test.parquet")
+        tested[cell.split, cell.seed] = set(rows["user"])
+        cold[cell.split, cell.seed] = set(rows["item"][rows[ITEM_IS_COLD]])
+    for drawn in (tested, cold):
+        assert drawn["plain", 1] == drawn["plain", 2] == drawn["divisions", 1] != drawn["divisions", 2]
+    found = [each for each in summary_of(tmp_path)["comparisons"] if each["slice"] == "all"]
+    assert [(each["split"], each["seeds"], each["how"]) for each in found] == [
+        ("divisions", 2, "Student's t over 2 divisions"),
+        ("plain", 2, "Student's t over 2 seeds"),
+    ]
+    # The records tell the divisions apart; the first of them is the other split's.
+    for cell in matrix.cells:
+        shutil.rmtree(matrix.folder(cell))
+    state = BenchmarkState(matrix, Records(tmp_path / "records"))
+    assert [state.state(cell) for cell in matrix.cells] == ["done"] * 8
+    assert len({state.identity(cell) for cell in matrix.cells}) == 6
+
+
+def test_a_division_has_one_seed(data, tmp_path):
+    splits = {"divisions": {"divided_by_seed": True, "prepare": {"seed": 3}}}
+    with pytest.raises(ConfigError, match=r"`divided_by_seed` makes `prepare.seed` the seed of each cell"):
+        config_of(data, tmp_path, splits=splits)
+
+
 def test_users_knowledge_is_pooled_for_a_split(data, tmp_path, capsys):
     schema = {**world.SCHEMA, "user_id": {"column": "user", "entity": "user"}}
     own = {"schema": schema, "history_only": {"fraction": 0.3}, "split": {"by": "user", "fractions": [0.6, 0.2, 0.2]}}
     changes = {
-        "splits": {"plain": {}, "pooled": {"prepare": own, "pool": {"dtype": "float16"}}},
+        "splits": {"plain": {}, "pooled": {"prepare": own, "pool": {"dtype": "float16"}, "divided_by_seed": True}},
         "parts": {
             "main": {"variants": ["base", "kser", "placebo"], "splits": ["pooled"], "seeds": [1], "one_seed": True}
         },
@@ -152,13 +195,13 @@ def test_users_knowledge_is_pooled_for_a_split(data, tmp_path, capsys):
     config = config_of(data, tmp_path, **changes)
     matrix = BenchmarkMatrix(config)
     stores = {cell.variant: matrix.training(cell, {}, None).stores for cell in matrix.cells}
-    items = str(tmp_path / "stores" / "llm" / "item")
+    items, pooled = str(tmp_path / "stores" / "llm" / "item"), tmp_path / "pooled" / "pooled" / "seed-1" / "llm"
     assert stores["base"] == {}
-    assert stores["kser"] == stores["placebo"] == {"item": items, "user": str(tmp_path / "pooled" / "pooled" / "llm")}
-    assert matrix.stores("plain", "llm") == {"item": items}
+    assert stores["kser"] == stores["placebo"] == {"item": items, "user": str(pooled)}
+    assert matrix.stores(Examples("plain"), "llm") == {"item": items}
     assert benchmark(config) == 0
     assert "3 of 3 cells" in capsys.readouterr().out
-    made = read_job(tmp_path / "pooled" / "pooled" / "llm")
+    made = read_job(pooled)
     assert (made["job"], made["config"]["store"], made["config"]["dtype"]) == ("pool", items, "float16")
     model = json.loads((matrix.folder(matrix.cells[2]) / "model.json").read_text(encoding="utf-8"))
     assert {entity: store["shuffle_seed"] for entity, store in model["stores"].items()} == {"item": 1, "user": 1}

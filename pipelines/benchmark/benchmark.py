@@ -8,7 +8,7 @@ from pathlib import Path
 from kser_tf.errors import PathLockedError
 from kser_tf.files import write_json
 from kser_tf.pipelines.benchmark.config import BenchmarkConfig
-from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell
+from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell, Examples
 from kser_tf.pipelines.benchmark.page import text_of, write_summary
 from kser_tf.pipelines.benchmark.records import Records
 from kser_tf.pipelines.benchmark.state import BenchmarkState
@@ -85,24 +85,24 @@ def _prepare(matrix: BenchmarkMatrix, cells: Sequence[Cell], steps: Steps) -> No
             source="simulate",
         )
         steps.do(simulate.simulate, simulating, Path(simulating.output))
-    for split in dict.fromkeys(cell.split for cell in cells):
-        preparation = matrix.preparation(split)
+    for examples in dict.fromkeys(map(matrix.examples, cells)):
+        preparation = matrix.preparation(examples)
         steps.do(prepare.prepare, preparation, Path(preparation.output))
         if config.texts:
-            _write_item_slices(matrix, split)
+            _write_item_slices(matrix, examples)
     for text in dict.fromkeys(config.text(cell.variant) for cell in cells):
         for encoding in matrix.encodings(text).values() if text is not None else ():
             steps.do(encode.encode, encoding, Path(encoding.output))
-    for split, text in dict.fromkeys((cell.split, config.text(cell.variant)) for cell in cells):
-        if text is not None and (pooling := matrix.pooling(split, text)) is not None:
+    for examples, text in dict.fromkeys((matrix.examples(cell), config.text(cell.variant)) for cell in cells):
+        if text is not None and (pooling := matrix.pooling(examples, text)) is not None:
             steps.do(pool.pool, pooling, Path(pooling.output))
 
 
-def _write_item_slices(matrix: BenchmarkMatrix, split: str) -> None:
-    schema = DatasetSchema.load(matrix.preparation(split).output)
+def _write_item_slices(matrix: BenchmarkMatrix, examples: Examples) -> None:
+    schema = DatasetSchema.load(matrix.preparation(examples).output)
     encodings = matrix.encodings(matrix.config.slices_by_text or next(iter(matrix.config.texts)))
     encoding = encodings.get(schema.feature(schema.item_id).entity or "")
-    write_json(matrix.item_slices(split), {} if encoding is None else slices_by_text(encoding))
+    write_json(matrix.item_slices(examples), {} if encoding is None else slices_by_text(encoding))
 
 
 def _do(matrix: BenchmarkMatrix, state: BenchmarkState, cell: Cell, steps: Steps) -> None:

@@ -72,11 +72,13 @@ def compare(config: BenchmarkConfig, measured: Sequence[Measured]) -> list[dict[
         for place, variants in _by_place(measured).items()
         for variant, ours in variants.items()
         for against in config.compared_with(variant)
-        for difference in _differences(ours, variants.get(against, {}))
+        for difference in _differences(
+            ours, variants.get(against, {}), "divisions" if config.splits[place[0]].divided_by_seed else "seeds"
+        )
     ]
 
 
-def _differences(ours: Mapping[int, Measured], theirs: Mapping[int, Measured]) -> Iterable[dict[str, Any]]:
+def _differences(ours: Mapping[int, Measured], theirs: Mapping[int, Measured], over: str) -> Iterable[dict[str, Any]]:
     """The difference on each slice where all seeds that both have, have an AUC."""
     pairs = {seed: (ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs))}
     for name in next(iter(pairs.values()))[0].metrics["slices"] if pairs else ():
@@ -93,7 +95,7 @@ def _differences(ours: Mapping[int, Measured], theirs: Mapping[int, Measured]) -
             "users_low": users[0],
             "users_high": users[1],
             "by_seed": {str(seed): each for seed, each in by_seed.items()},
-            "how": f"Student's t over {len(pairs)} seeds",
+            "how": f"Student's t over {len(pairs)} {over}",
         }
 
 

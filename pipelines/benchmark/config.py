@@ -26,6 +26,8 @@ class Setting:
         train: Keys of `TrainConfig`, over the benchmark's.
         pool: Keys of `PoolConfig`; `{}` for its defaults. Models with knowledge then have knowledge about users too, pooled from
             each text about the items. Defaults to none.
+        divided_by_seed: Whether each seed has a division of its own: `prepare.seed` is then the cell's, so that test users and cold
+            items are drawn anew. Intervals over seeds there tell of that chance too.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -33,6 +35,11 @@ class Setting:
     prepare: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     pool: dict[str, Any] | None = None
+    divided_by_seed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.divided_by_seed and "seed" in self.prepare:
+            raise ConfigError("`divided_by_seed` makes `prepare.seed` the seed of each cell. Leave out one of them.")
 
 
 @dataclass(frozen=True, kw_only=True)

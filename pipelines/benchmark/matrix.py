@@ -26,6 +26,19 @@ from kser_tf.pipelines.train import TrainConfig
 _BENCHMARK_KEYS = ("text", "base")
 
 
+@dataclass(frozen=True, order=True)
+class Examples:
+    """What cells are trained and tested on: a split, or one seed's division of it."""
+
+    split: str
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its folder below `prepared` and `pooled`."""
+        return self.split if self.seed is None else f"{self.split}/seed-{self.seed}"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One model of a benchmark, trained once and evaluated once; with `trial`, one that is trained to find a setting."""
@@ -56,17 +69,20 @@ class BenchmarkMatrix:
 
     def __init__(self, config: BenchmarkConfig) -> None:
         self.config = config
-        self._preparations = {split: self._preparation(split) for split in config.splits}
         self._encodings = {text: self._encodings_of(text) for text in config.texts}
         self.settings = {variant: self._settings_to_try(variant) for variant in config.variants}
         measured = dict.fromkeys(cell for part in config.parts.values() for cell in self.cells_of(part))
         self._check_neighbours(measured)
         self.cells = list(dict.fromkeys(one for cell in measured for one in (*self.needs(cell), cell)))
-        known = {(cell.split, text) for cell in self.cells if (text := config.text(cell.variant)) is not None}
+        self._preparations = {
+            examples: self._preparation(examples)
+            for examples in dict.fromkeys([*map(Examples, config.splits), *map(self.examples, self.cells)])
+        }
+        known = {(self.examples(cell), text) for cell in self.cells if (text := config.text(cell.variant)) is not None}
         self._poolings = {
-            (split, text): self._pooling(split, text)
-            for split, text in sorted(known)
-            if config.splits[split].pool is not None
+            (examples, text): self._pooling(examples, text)
+            for examples, text in sorted(known)
+            if config.splits[examples.split].pool is not None
         }
         self._check_keys()
 
@@ -82,24 +98,28 @@ class BenchmarkMatrix:
             )
         ]
 
-    def preparation(self, split: str) -> PrepareConfig:
-        """How a split's examples are made."""
-        return self._preparations[split]
+    def examples(self, cell: Cell) -> Examples:
+        """What a cell is trained and tested on."""
+        return Examples(cell.split, cell.seed if self.config.splits[cell.split].divided_by_seed else None)
+
+    def preparation(self, examples: Examples) -> PrepareConfig:
+        """How examples are made."""
+        return self._preparations[examples]
 
     def encodings(self, text: str) -> dict[str, EncodeConfig]:
         """For each kind of entity how a text about it is encoded."""
         return self._encodings[text]
 
-    def pooling(self, split: str, text: str) -> PoolConfig | None:
-        """How knowledge about a split's users is pooled from a text about the items; `None` if it is not."""
-        return self._poolings.get((split, text))
+    def pooling(self, examples: Examples, text: str) -> PoolConfig | None:
+        """How knowledge about the users is pooled from a text about the items; `None` if it is not."""
+        return self._poolings.get((examples, text))
 
-    def stores(self, split: str, text: str | None) -> dict[str, str]:
+    def stores(self, examples: Examples, text: str | None) -> dict[str, str]:
         """For each kind of entity the store that models have who know a text."""
         if text is None:
             return {}
         stores = {entity: each.output for entity, each in self.encodings(text).items()}
-        pooling, (_, user) = self.pooling(split, text), self.preparation(split).entities()
+        pooling, (_, user) = self.pooling(examples, text), self.preparation(examples).entities()
         if pooling is not None and user is not None:
             stores[user] = pooling.output
         return stores
@@ -112,8 +132,7 @@ class BenchmarkMatrix:
             setting: What the search chose, or tries.
             base: Folder of the model that it starts from, if it does.
         """
-        config = self.config
-        text = config.text(cell.variant)
+        config, examples = self.config, self.examples(cell)
         return training_config(
             {"tensorboard": False, "strategy": config.strategy(cell.variant)},
             config.train,
@@ -125,19 +144,20 @@ class BenchmarkMatrix:
             {"training_users": cell.training_users},
             backbone=cell.backbone,
             seed=cell.seed,
-            prepared=self.preparation(cell.split).output,
+            prepared=self.preparation(examples).output,
             output=str(self.folder(cell)),
-            stores=self.stores(cell.split, text),
+            stores=self.stores(examples, config.text(cell.variant)),
             base=base,
             source=f"variants.{cell.variant}",
         )
 
     def evaluation(self, cell: Cell) -> EvaluateConfig:
         """How a cell is evaluated."""
+        examples = self.examples(cell)
         return EvaluateConfig(
             model=str(self.folder(cell)),
-            prepared=self.preparation(cell.split).output,
-            item_slices=str(self.item_slices(cell.split)) if self.config.texts else None,
+            prepared=self.preparation(examples).output,
+            item_slices=str(self.item_slices(examples)) if self.config.texts else None,
             bootstrap=self.config.bootstrap,
         )
 
@@ -145,9 +165,9 @@ class BenchmarkMatrix:
         """Where a cell's model is."""
         return self.config.folder / "cells" / cell.name
 
-    def item_slices(self, split: str) -> Path:
-        """Where a split's slices by the amount of text are."""
-        return self.config.folder / "slices" / f"{split}.json"
+    def item_slices(self, examples: Examples) -> Path:
+        """Where the slices by the amount of text are."""
+        return self.config.folder / "slices" / f"{examples.name}.json"
 
     def trials(self, cell: Cell) -> list[Cell]:
         """The trials that find the setting of a cell's variant; none without `tuning`."""
@@ -201,10 +221,11 @@ class BenchmarkMatrix:
             wanted |= {one for cell in matching for one in (*self.needs(cell), cell)}
         return [cell for cell in self.cells if cell in wanted]
 
-    def _preparation(self, split: str) -> PrepareConfig:
-        output = {"output": str(self.config.folder / "prepared" / split)}
-        values = merged(output, self.config.prepare, self.config.splits[split].prepare)
-        return from_mapping(PrepareConfig, values, source=f"splits.{split}.prepare")
+    def _preparation(self, examples: Examples) -> PrepareConfig:
+        output = {"output": str(self.config.folder / "prepared" / examples.name)}
+        seed = {} if examples.seed is None else {"seed": examples.seed}
+        values = merged(output, self.config.prepare, self.config.splits[examples.split].prepare, seed)
+        return from_mapping(PrepareConfig, values, source=f"splits.{examples.split}.prepare")
 
     def _encodings_of(self, text: str) -> dict[str, EncodeConfig]:
         folder = self.config.folder / "stores" / text
@@ -215,8 +236,9 @@ class BenchmarkMatrix:
             for entity, values in self.config.texts[text].items()
         }
 
-    def _pooling(self, split: str, text: str) -> PoolConfig:
-        item, user = self.preparation(split).entities()
+    def _pooling(self, examples: Examples, text: str) -> PoolConfig:
+        split = examples.split
+        item, user = self.preparation(examples).entities()
         if user is None:
             raise ConfigError(
                 f"`splits.{split}.pool` makes knowledge about users, and their id is no feature there. Give the schema's `user_id` an "
@@ -230,9 +252,9 @@ class BenchmarkMatrix:
             raise ConfigError(
                 f"`splits.{split}.pool` and `texts.{text}` are both about each {user}. Leave out one of them."
             )
-        output = str(self.config.folder / "pooled" / split / text)
+        output = str(self.config.folder / "pooled" / examples.name / text)
         values = {
-            "prepared": self.preparation(split).output,
+            "prepared": self.preparation(examples).output,
             "store": self.encodings(text)[item].output,
             "output": output,
             **(self.config.splits[split].pool or {}),

@@ -13,7 +13,7 @@ import numpy as np
 
 from kser_tf.errors import DataError
 from kser_tf.files import read_json, sha256_of_json, write_json
-from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell
+from kser_tf.pipelines.benchmark.matrix import BenchmarkMatrix, Cell, Examples
 from kser_tf.pipelines.benchmark.records import Records, packed, unpacked
 from kser_tf.pipelines.encode import encode_inputs
 from kser_tf.pipelines.evaluate import BOOTSTRAP_FILE, evaluation_inputs
@@ -45,7 +45,7 @@ class BenchmarkState:
         self._trained: dict[Cell, dict[str, Any]] = {}
         self._recorded: dict[Cell, dict[str, Any]] = {}
         self._identities: dict[Cell, str] = {}
-        self._examples: dict[str, Any] = {}
+        self._examples: dict[Examples, Any] = {}
         self._knowledge: dict[str, Any] = {}
 
     def state(self, cell: Cell) -> State:
@@ -158,15 +158,16 @@ class BenchmarkState:
             if base is not None and of_base is None:
                 return None
             try:
-                examples = self._identity_of_examples(cell.split)
-                knowledge = self._identity_of_knowledge(cell.split, self._matrix.config.text(cell.variant))
+                examples = self._matrix.examples(cell)
+                of_examples = self._identity_of_examples(examples)
+                of_knowledge = self._identity_of_knowledge(examples, self._matrix.config.text(cell.variant))
             except DataError:  # what it reads is not there
                 return None
             self._identities[cell] = sha256_of_json(
                 {
                     "training": _without_places(training),
-                    "examples": examples,
-                    "knowledge": knowledge,
+                    "examples": of_examples,
+                    "knowledge": of_knowledge,
                     "base": of_base,
                     "bootstrap": self._matrix.config.bootstrap,
                     "version": __version__,
@@ -210,13 +211,13 @@ class BenchmarkState:
             self._recorded[cell] = record
         return self._recorded[cell]
 
-    def _identity_of_examples(self, split: str) -> Any:
-        if split not in self._examples:
-            preparation = self._matrix.preparation(split)
-            self._examples[split] = [_without_places(preparation), prepare_inputs(preparation)]
-        return self._examples[split]
+    def _identity_of_examples(self, examples: Examples) -> Any:
+        if examples not in self._examples:
+            preparation = self._matrix.preparation(examples)
+            self._examples[examples] = [_without_places(preparation), prepare_inputs(preparation)]
+        return self._examples[examples]
 
-    def _identity_of_knowledge(self, split: str, text: str | None) -> Any:
+    def _identity_of_knowledge(self, examples: Examples, text: str | None) -> Any:
         if text is None:
             return None
         if text not in self._knowledge:
@@ -224,7 +225,7 @@ class BenchmarkState:
                 entity: [_without_places(encoding), encode_inputs(encoding)]
                 for entity, encoding in self._matrix.encodings(text).items()
             }
-        pooling = self._matrix.pooling(split, text)
+        pooling = self._matrix.pooling(examples, text)
         return [self._knowledge[text], None if pooling is None else _without_places(pooling)]
 
     def failure(self, cell: Cell) -> dict[str, Any] | None:
