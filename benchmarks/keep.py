@@ -5,7 +5,7 @@
 
 Writes `benchmarks/results/<the configuration's name>.json` and prints, for each split and backbone, the AUC of every variant and its
 paired difference to what it is compared with: the mean over the seeds, with half of Student's 95 % interval, or a star where that
-excludes 0.
+excludes 0. With `--by-variant` there is a table for each variant, with a row for each backbone, split and share of the users.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ def main() -> None:
     parser.add_argument("summary", type=Path)
     parser.add_argument("--notice", help="what is to be known of how it was measured")
     parser.add_argument("--without-speed", action="store_true", help="the runs had the machine not for themselves")
+    parser.add_argument("--by-variant", action="store_true", help="a row for each place, a table for each variant")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/<name>.json")
     given = parser.parse_args()
     summary = json.loads(given.summary.read_text())
-    print("\n".join(tables(summary)))
+    print("\n".join(tables_by_variant(summary) if given.by_variant else tables(summary)))
     output = given.output or Path(__file__).parent / "results" / f"{summary['name']}.json"
     kept = shortened(summary, speed=not given.without_speed) | {"notice": given.notice or summary["notice"]}
     output.write_text(json.dumps(kept, separators=(",", ":")) + "\n")
@@ -66,22 +67,49 @@ def tables(summary: dict[str, Any]) -> Iterator[str]:
     for where in places:
         runs = [run for run in summary["runs"] if place(run) == where]
         slices = [name for name in SLICES if name in runs[0]["metrics"]]
-        header = f"| seeds | {' | '.join(SLICES[name] for name in slices)} |"
-        rule = "| --- " * (len(slices) + 2) + "|"
-        yield from ("", f"| {where}, test AUC {header}", rule)
+        yield from head(f"{where}, test AUC", slices)
         for variant in dict.fromkeys(run["variant"] for run in runs):
             of_variant = [run["metrics"] for run in runs if run["variant"] == variant]
             means = (statistics.fmean(metrics[name]["auc"] for metrics in of_variant) for name in slices)
             yield f"| {variant} | {len(of_variant)} | {' | '.join(f'{mean:.4f}' for mean in means)} |"
-        yield from ("", f"| {where}, difference {header}", rule)
-        found: dict[tuple[str, str], dict[str, Any]] = {}
-        for each in summary["comparisons"]:
-            if place(each) == where and each["metric"] == "auc":
-                found.setdefault((each["variant"], each["against"]), {})[each["slice"]] = each
-        for (variant, against), differences in found.items():
-            if "all" in differences:
-                values = (difference(differences[name]) if name in differences else "" for name in slices)
-                yield f"| {variant} to {against} | {differences['all']['seeds']} | {' | '.join(values)} |"
+        yield from head(f"{where}, difference", slices)
+        for (found_where, variant, against), differences in differences_of(summary).items():
+            if found_where == where:
+                yield row(f"{variant} to {against}", differences, slices)
+
+
+def tables_by_variant(summary: dict[str, Any]) -> Iterator[str]:
+    """The lines of a table for each variant and what it is compared with, a row a place, and before them the AUC of that one there."""
+    found = differences_of(summary)
+    for compared in dict.fromkeys((variant, against) for _, variant, against in found):
+        yield from head(f"{compared[0]} to {compared[1]}, which has on all rows", list(SLICES))
+        for (where, *names), differences in found.items():
+            if tuple(names) == compared:
+                theirs = [
+                    run["metrics"]["all"]["auc"]
+                    for run in summary["runs"]
+                    if place(run) == where and run["variant"] == compared[1]
+                ]
+                yield row(f"{where}: {statistics.fmean(theirs):.4f}", differences, list(SLICES))
+
+
+def differences_of(summary: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Place, variant and what it is compared with -> slice -> comparison."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for each in summary["comparisons"]:
+        if each["metric"] == "auc":
+            found.setdefault((place(each), each["variant"], each["against"]), {})[each["slice"]] = each
+    return {key: slices for key, slices in found.items() if "all" in slices}
+
+
+def head(title: str, slices: list[str]) -> tuple[str, str, str]:
+    names = " | ".join(SLICES[name] for name in slices)
+    return "", f"| {title} | seeds | {names} |", "| --- " * (len(slices) + 2) + "|"
+
+
+def row(title: str, differences: dict[str, Any], slices: list[str]) -> str:
+    values = (difference(differences[name]) if name in differences else "" for name in slices)
+    return f"| {title} | {differences['all']['seeds']} | {' | '.join(values)} |"
 
 
 def place(each: dict[str, Any]) -> str:
