@@ -136,7 +136,8 @@ class IndexedExamples:
             return gather(tf.range(number * batch_size, tf.minimum((number + 1) * batch_size, rows)))
 
         count = -(-rows // batch_size)
-        return tf.data.Dataset.range(count).map(batch).prefetch(2).apply(tf.data.experimental.assert_cardinality(count))
+        numbers = tf.data.Dataset.range(count).map(batch).prefetch(2)
+        return _untuned(numbers.apply(tf.data.experimental.assert_cardinality(count)))
 
     def shuffled_batches(self, batch_size: int, *, seed: int, epochs: int, first_epoch: int = 0) -> tf.data.Dataset:
         """Returns the examples of epochs `first_epoch` to `epochs`, each in an order of its own, `(features, labels)`.
@@ -155,13 +156,13 @@ class IndexedExamples:
             return gather(places)
 
         steps = tf.data.Dataset.range(first_epoch * count, epochs * count)
-        return steps.map(batch, num_parallel_calls=1).prefetch(2)
+        return _untuned(steps.map(batch, num_parallel_calls=1).prefetch(2))
 
     def some(self, count: int, batch_size: int) -> tf.data.Dataset:
         """Returns at most `count` examples, evenly spread over the table, `(features, labels)`."""
         gather, count = self._gather(), min(count, len(self))
         numbers = np.linspace(0, len(self) - 1, count).astype(np.int64)
-        return tf.data.Dataset.from_tensor_slices(numbers).batch(batch_size).map(gather)
+        return _untuned(tf.data.Dataset.from_tensor_slices(numbers).batch(batch_size).map(gather))
 
     def steps(self, batch_size: int) -> int:
         """Batches an epoch."""
@@ -223,6 +224,13 @@ class IndexedExamples:
             for name, array in arrays.items():
                 array.flush()
                 os.replace(os.path.join(temporary, files[name].name), files[name])
+
+
+def _untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Without the thread that tunes what is left to tune, here nothing: it holds up the end of training by up to a minute."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def chosen_users(users: np.ndarray, share: float) -> np.ndarray:

@@ -45,6 +45,16 @@ def test_batches_keep_the_tables_order(examples):
     np.testing.assert_array_equal(labels, examples.labels)
 
 
+def test_no_thread_tunes_what_is_fixed(examples):
+    """TensorFlow's tuner looks up every so often, after minutes once in 60 s, and an iteration ends when it does."""
+    for dataset in (
+        examples.batches(100),
+        examples.shuffled_batches(100, seed=1, epochs=2),
+        examples.some(100, 10),
+    ):
+        assert dataset.options().autotune.enabled is False
+
+
 def marked(examples, **arguments):
     """The row numbers of shuffled batches, batch by batch."""
     examples.tensors = {"row": np.arange(len(examples))}
