@@ -226,7 +226,7 @@ def test_how_a_cell_is_trained(data, tmp_path):
         variants={**VARIANTS, "kser": {"model": {"num_heads": 3}, "epochs": 7}},
         splits={"by_user": {"train": {"model": {"id_dropout": 0.1}, "batch_size": 99}}},
         by_backbone={"dcn_v2": {"model": {"dropout": 0.2}}},
-        by_training_users={0.5: {"epochs": 9, "patience": 3}},
+        by_training_users={0.5: {"epochs": 9, "patience": 3, "model": {"dropout": 0.3}}},
         parts={
             "main": {"backbones": ["dcn_v2"], "variants": ["base", "kser", "placebo"], "training_users": [0.5, 1.0]},
             "few": {"variants": ["base", "kser_extractor_only"]},
@@ -234,8 +234,13 @@ def test_how_a_cell_is_trained(data, tmp_path):
     )
     matrix = BenchmarkMatrix(config)
     training = matrix.training(Cell("dcn_v2", "kser", "by_user", 2, 0.5), {"model": {"num_heads": 5}}, None)
-    assert (training.epochs, training.patience, training.batch_size, training.seed) == (7, 3, 99, 2)
-    assert (training.model.num_heads, training.model.id_dropout, training.model.dropout) == (5, 0.1, 0.2)
+    assert (training.epochs, training.patience, training.batch_size, training.seed) == (9, 3, 99, 2)
+    assert (training.model.num_heads, training.model.id_dropout, training.model.dropout) == (5, 0.1, 0.3)
+    # What the search found with all users does not hold for half of them.
+    found = {"patience": 5, "model": {"dropout": 0.4}}
+    few, all_ = (matrix.training(Cell("dcn_v2", "kser", "by_user", 2, share), found, None) for share in (0.5, 1.0))
+    assert (few.epochs, few.patience, few.model.dropout) == (9, 3, 0.3)
+    assert (all_.epochs, all_.patience, all_.model.dropout) == (7, 5, 0.4)
     assert (training.model.backbone, training.model.embedding_width) == ("dcn_v2", 4)
     assert (training.strategy, training.training_users) == ("all_parameters", 0.5)
     assert training.stores == {"item": str(tmp_path / "stores" / "llm" / "item")}

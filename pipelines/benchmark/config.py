@@ -157,7 +157,8 @@ class BenchmarkConfig:
         texts: By name the texts about the same entities: for each kind of entity keys of `EncodeConfig`.
         train: Keys of `TrainConfig` for all models.
         by_backbone: Keys of `TrainConfig` for one backbone.
-        by_training_users: Keys of `TrainConfig` for one share of the training users: fewer users want more epochs.
+        by_training_users: Keys of `TrainConfig` for one share of the training users, over all others and over what the search found
+            with all users: fewer rows want smaller batches and stronger penalties.
         variants: By name keys of `TrainConfig`, over all others. `strategy` is all_parameters unless given. Further: `text`,
             the name of its text (the first unless given); `base`, with extractor_only, the variant that it starts from
             (`base` unless given); `shuffle_knowledge: seed`, a shuffle of each seed's own.
