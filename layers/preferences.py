@@ -59,7 +59,8 @@ def adapt_to_preferences(profile: KnowledgeProfile, lookup: KnowledgeLookup, exa
     Args:
         profile: The layer, adapted to the store.
         lookup: What looks up the store's chunks.
-        examples: Of training, iterated over twice, in any order. A hundred thousand are enough.
+        examples: Of training, iterated over twice, in any order. A hundred thousand are enough; of some twenty thousand (3 % of
+            MovieLens-1M's users) less was learned than the texts say as they are.
 
     Returns:
         From how many examples the directions were learned: those with a known candidate and a history. 0 where they tell

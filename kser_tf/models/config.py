@@ -29,7 +29,7 @@ class RankingModelConfig:
         gate_sees: What ESFNet's gate sees: chunk, neighbours, catalogue, context.
         user_knowledge: Whether the logit is corrected by what the user thought of the items whose knowledge is like the
             candidate's (`UserKnowledge`), and what is alike: `texts`, as they are, or `preferences`, what the training users'
-            past shows to be liked together (`adapt_to_preferences`). Defaults to `false`.
+            past shows to be liked together (`adapt_to_preferences`; with few of them `texts` are better). Defaults to `false`.
         backbone_history: How many places of a history the backbone sees, the most recent ones; `UserKnowledge` sees them all.
             Ids are learned from what is recent; what is known of the items is there to be compared, however long ago it was,
             at a small part of the cost. One number for all groups of histories, or by group each its own, 0 for none of it:
