@@ -4,10 +4,9 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Two processes, each with whole files, whose tests share what they made.
-IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
-# Operations that want both cores would wait for the other process.
-ONE_THREAD := TF_NUM_INTRAOP_THREADS=1
+# Two processes, each with whole files, whose tests share what they made. Operations in more than one thread would wait for the other
+# process.
+PYTEST := TF_NUM_INTRAOP_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 # Tests of what runs under both Kerases; TFRS, and so the ranking models, need Keras 2.
 KERAS_3_TESTS := tests/test_esf_net.py tests/test_alignment_attention.py tests/test_knowledge_extractor.py \
 	tests/test_knowledge_lookup.py tests/test_two_kerases.py tests/test_strategies.py tests/test_learning_rates.py tests/test_stages.py \
@@ -37,10 +36,10 @@ types: $(INSTALLED)
 	rm -rf build
 
 test-keras-2: $(INSTALLED)
-	$(ONE_THREAD) TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -q $(IN_PARALLEL)
+	TF_USE_LEGACY_KERAS=1 $(PYTEST)
 
 test-keras-3: $(INSTALLED)
-	$(ONE_THREAD) TF_USE_LEGACY_KERAS=0 $(BIN)/python -m pytest -q $(IN_PARALLEL) $(KERAS_3_TESTS)
+	TF_USE_LEGACY_KERAS=0 $(PYTEST) $(KERAS_3_TESTS)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

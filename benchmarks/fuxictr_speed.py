@@ -83,6 +83,7 @@ def main() -> None:
     store = KnowledgeStore.open(given.store, verify=False)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS)
     tf.config.threading.set_intra_op_parallelism_threads(given.intra_op_threads)
+    arguments = {key: value for key, value in vars(given).items() if key != "fuxictr"}
     measured, built = [], {}
     with tempfile.TemporaryDirectory() as work:
         vectors = Path(work) / "vectors.npz"
@@ -107,7 +108,6 @@ def main() -> None:
                 if isinstance(contestant, Worker):
                     contestant.stop()
             tf.keras.backend.clear_session()
-            arguments = {key: value for key, value in vars(given).items() if key != "fuxictr"}
             write_results(given.output, arguments, {"fuxictr": built, "measured": measured})
 
 

@@ -63,7 +63,7 @@ def shortened(summary: dict[str, Any], *, speed: bool) -> dict[str, Any]:
 
 def tables(summary: dict[str, Any]) -> Iterator[str]:
     """The lines of all tables."""
-    places = dict.fromkeys(place(each) for each in summary["runs"])
+    places, found = dict.fromkeys(place(each) for each in summary["runs"]), differences_of(summary)
     for where in places:
         runs = [run for run in summary["runs"] if place(run) == where]
         slices = [name for name in SLICES if name in runs[0]["metrics"]]
@@ -73,7 +73,7 @@ def tables(summary: dict[str, Any]) -> Iterator[str]:
             means = (statistics.fmean(metrics[name]["auc"] for metrics in of_variant) for name in slices)
             yield f"| {variant} | {len(of_variant)} | {' | '.join(f'{mean:.4f}' for mean in means)} |"
         yield from head(f"{where}, difference", slices)
-        for (found_where, variant, against), differences in differences_of(summary).items():
+        for (found_where, variant, against), differences in found.items():
             if found_where == where:
                 yield row(f"{variant} to {against}", differences, slices)
 

@@ -136,8 +136,8 @@ class IndexedExamples:
             return gather(tf.range(number * batch_size, tf.minimum((number + 1) * batch_size, rows)))
 
         count = -(-rows // batch_size)
-        numbers = tf.data.Dataset.range(count).map(batch).prefetch(2)
-        return _untuned(numbers.apply(tf.data.experimental.assert_cardinality(count)))
+        batches = tf.data.Dataset.range(count).map(batch).prefetch(2)
+        return _untuned(batches.apply(tf.data.experimental.assert_cardinality(count)))
 
     def shuffled_batches(self, batch_size: int, *, seed: int, epochs: int, first_epoch: int = 0) -> tf.data.Dataset:
         """Returns the examples of epochs `first_epoch` to `epochs`, each in an order of its own, `(features, labels)`.

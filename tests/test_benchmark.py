@@ -148,7 +148,6 @@ def test_each_seed_has_a_division_of_its_own(data, tmp_path):
     changes = {
         "splits": {"divisions": {"divided_by_seed": True, "prepare": by_user}, "plain": {"prepare": by_user}},
         "parts": {"main": {"variants": ["base", "kser"], "splits": ["divisions", "plain"]}},
-        "goals": [{"variant": "kser", "slice": "all", "at_least": -1}],
     }
     config = config_of(data, tmp_path, **changes)
     matrix = BenchmarkMatrix(config)
