@@ -52,8 +52,9 @@ def compare(config: BenchmarkConfig, measured: Sequence[Measured]) -> list[dict[
 
     Two intervals of 95 %, about two kinds of chance: `low` to `high` by Student's t over the seeds, paired, about initial
     weights and the order of examples (on a split divided by seed also about who is tested); `users_low` to `users_high` by a
-    bootstrap over the test users, paired. In the bootstrap each draw's figure is the mean over the seeds of the difference in AUC, which is the figure that the table shows. The
-    AUC of the seeds' mean prediction would be that of another model, an ensemble, which gains the more the less its seeds agree.
+    bootstrap over the test users, paired. In the bootstrap each draw's figure is the mean over the seeds of the difference in AUC,
+    which is the figure that the table shows. The AUC of the seeds' mean prediction would be that of another model, an ensemble,
+    which gains the more the less its seeds agree.
 
     Returns:
         `{"split", "training_users", "backbone", "variant", "against", "slice", "metric", "difference", "low", "high",
