@@ -45,12 +45,17 @@ def main() -> None:
 
 
 def shortened(summary: dict[str, Any], *, speed: bool) -> dict[str, Any]:
-    """The summary with five decimals, of each epoch the validation AUC, of what made a run its commit, and the last run's versions."""
+    """The summary with five decimals, of each epoch the validation AUC, of what made a run its commit, and the last run's versions.
+
+    How many rows a slice has stands in the records of the cells; a difference seed by seed is that of the runs' metrics.
+    """
     kept = {key: value for key, value in summary.items() if speed or key != "speed"}
     kept["goals"] = [goal for goal in summary["goals"] if speed or "rows per second" not in goal["goal"]]
+    kept["comparisons"] = [without(each, "by_seed", "how") for each in summary["comparisons"]]
     kept["runs"] = [
         {
             **{key: value for key, value in run.items() if speed or "second" not in key},
+            "metrics": {name: without(metrics, "rows", "positives") for name, metrics in run["metrics"].items()},
             "curve": [epoch["val_auc"] for epoch in run["curve"]],
             "made_by": {key: run["made_by"][key] for key in ("commit", "finished")},
         }
@@ -59,6 +64,10 @@ def shortened(summary: dict[str, Any], *, speed: bool) -> dict[str, Any]:
     versions = max(summary["runs"], key=lambda run: run["made_by"]["finished"])["made_by"]["versions"]
     rounded: dict[str, Any] = json.loads(json.dumps(kept), parse_float=lambda digits: round(float(digits), 5))
     return rounded | {"versions": versions}
+
+
+def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in names}
 
 
 def tables(summary: dict[str, Any]) -> Iterator[str]:
