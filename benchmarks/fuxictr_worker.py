@@ -1,24 +1,18 @@
-"""FuxiCTR's side of `fuxictr_speed.py`, run by the Python in which FuxiCTR is installed; neither TensorFlow nor kser_tf is needed.
+"""FuxiCTR's side of `peer_speed.py`: DIN of FuxiCTR's own layers, as its model zoo composes them.
 
-Builds DIN of FuxiCTR's own layers, as its model zoo composes them, lets FuxiCTR encode the prepared training rows and feed them, and
-trains with its own step. After a line of JSON that tells what was built, each line on standard input, a number of steps, is answered
-by the seconds that they took.
+FuxiCTR encodes the prepared training rows and feeds them, and trains with its own step.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import os
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fuxictr
 import numpy as np
+import peer_worker
 import polars as pl
 import torch
 from fuxictr.preprocess import FeatureProcessor
@@ -30,27 +24,16 @@ HISTORY = 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = peer_worker.arguments(__doc__)
     parser.add_argument("--prepared", required=True, type=Path)
     parser.add_argument("--vectors", type=Path, help="npz of key and value: one vector an item")
     parser.add_argument(
         "--usage", choices=["sum", "concat"], help="what becomes of the vectors; without it, none are used"
     )
-    parser.add_argument("--work", required=True, type=Path)
-    parser.add_argument("--batch-size", required=True, type=int)
-    parser.add_argument("--width", required=True, type=int)
-    parser.add_argument("--hidden-units", required=True, type=int, nargs="+")
-    parser.add_argument("--attention-units", required=True, type=int)
-    parser.add_argument("--threads", required=True, type=int)
-    parser.add_argument("--loading-workers", required=True, type=int)
-    parser.add_argument("--cached", action="store_true", help="one batch again and again, in place of FuxiCTR's loader")
     given = parser.parse_args()
 
     logging.disable(logging.CRITICAL)
-    answers = os.fdopen(os.dup(1), "w")
-    sys.stdout = sys.stderr  # whatever FuxiCTR prints is no answer
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(1)
+    answers = peer_worker.begin(given.threads)
     processor, examples = encoded(given)
     model = DIN(processor.feature_map, given)
     loader = RankDataLoader(
@@ -62,15 +45,10 @@ def main() -> None:
         data_format="npz",
         num_workers=given.loading_workers,
     )[0]
-    batches = endless(loader, cached=given.cached)
     model.train()
-    print(json.dumps({"fuxictr": fuxictr.__version__, "torch": torch.__version__}), file=answers, flush=True)
-    for line in sys.stdin:
-        started = time.perf_counter()
-        for _ in range(int(line)):
-            loss = model.train_step(next(batches)).item()
-        assert np.isfinite(loss)
-        print(time.perf_counter() - started, file=answers, flush=True)
+    batches = peer_worker.endless(loader, "label", given.batch_size, cached=given.cached)
+    built = {"fuxictr": fuxictr.__version__, "torch": torch.__version__}
+    peer_worker.answer(answers, built, lambda batch: model.train_step(batch).item(), batches)
 
 
 def encoded(given: argparse.Namespace) -> tuple[FeatureProcessor, Path]:
@@ -109,15 +87,6 @@ def encoded(given: argparse.Namespace) -> tuple[FeatureProcessor, Path]:
     path = Path(processor.data_dir) / "train.npz"
     np.savez(path, **columns)
     return processor, path
-
-
-def endless(loader: Any, *, cached: bool) -> Iterator[Any]:
-    if cached:
-        batch = next(iter(loader))
-        while True:
-            yield batch
-    while True:
-        yield from (batch for batch in loader if len(batch["label"]) == loader.batch_size)
 
 
 class DIN(BaseModel):
