@@ -66,6 +66,7 @@ VARIANTS = {
     BASE: Variant(knowledge=False),
     "all_parameters": Variant(),
     "extractor_only": Variant(strategy=extractor_only, **EXTRACTOR_ONLY),
+    "all_parameters, histories from memory": Variant(one_of=0),
     "all_parameters, without historical embeddings": Variant(one_of=1),
     "extractor_alone": Variant(strategy=lambda model: extractor_only(model, also=()), **EXTRACTOR_ONLY),
     "base, one cached batch": Variant(knowledge=False, cached=True),
@@ -167,7 +168,7 @@ class Contestant:
         self.model.make_weights()
         self.model.adapt(stores)
         if variant.one_of != 1:
-            self.model.keep_historical_embeddings(variant.one_of)
+            self.model.keep_historical_embeddings(variant.one_of, decoupled=variant.like_extractor_only)
         variant.strategy(self.model)
         self.model.compile(optimizer=FusedAdam(1e-3))
         examples = IndexedExamples(given.prepared, "train", stores)

@@ -46,7 +46,7 @@ class TrainConfig:
         shuffle_knowledge: Seed to shuffle the knowledge between the entities with: the placebo. Defaults to none.
         history_sample: Of the entities that stand in histories alone, a step aligns one in so many, and takes the others'
             knowledge from memory (`FeatureEmbedding.keep_historical_embeddings`): faster than 1, which aligns all. 0 aligns
-            none. Defaults to 8, with `extractor_only` to 0.
+            none, and histories read a candidate's from memory too: faster still. Defaults to 8, with `extractor_only` to 0.
         model: Hyper-parameters of the model.
         training_users: Share of the training users whose examples are trained on, for a learning curve: chosen by a hash of the
             user's id, so that a smaller share lies within a larger one. Vocabularies, validation and test stay whole.
@@ -159,7 +159,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if config.base is not None:
             model.copy_backbone(load_model(config.base))
         if config.one_of_history != 1:
-            model.keep_historical_embeddings(config.one_of_history)
+            model.keep_historical_embeddings(config.one_of_history, decoupled=config.strategy == "extractor_only")
         report = _apply_strategy(model, config)
         steps = train_examples.steps(config.batch_size)
         rate: Any = config.learning_rate

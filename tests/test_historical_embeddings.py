@@ -110,7 +110,7 @@ def test_over_all_samples_the_extractors_gradient_is_that_of_all(model, batch, m
 def test_every_other_candidate_counts_twice(model, batch, monkeypatch):
     from kser_tf.models import historical_embeddings
 
-    model.keep_historical_embeddings(0)
+    model.keep_historical_embeddings(0, decoupled=True)
     memory = model.embedding._historical["item"]
     gradients = []
     for one_of, offset in ((1, 0), (2, 0), (2, 1)):
@@ -139,9 +139,9 @@ def test_outside_the_sample_histories_train_their_embeddings_only(model, batch, 
     assert np.abs(tf.convert_to_tensor(gradients[-1])).max() > 0
 
 
-def test_without_a_sample_the_extractor_learns_from_candidates_alone(model, batch):
+def test_decoupled_the_extractor_learns_from_candidates_alone(model, batch):
     """Histories see what is remembered, of a candidate too, and pass their gradient to the embedding tables."""
-    model.keep_historical_embeddings(0)
+    model.keep_historical_embeddings(0, decoupled=True)
     memory = model.embedding._historical["item"]
     in_memory = tf.random.stateless_normal(memory._vectors.shape, seed=[1, 2]).numpy()
     in_memory[-1] = 0
@@ -159,6 +159,41 @@ def test_without_a_sample_the_extractor_learns_from_candidates_alone(model, batc
     assert any(gradient is not None and np.abs(gradient).max() > 0 for gradient in tape.gradient(candidate, extractor))
     table = model.embedding._tables[feature.vocabulary].embeddings
     assert np.abs(tf.convert_to_tensor(tape.gradient(history, table))).max() > 0
+
+
+def without_history_of_others(batch):
+    """The batch, without what stands in its histories and is no candidate."""
+    kept = np.isin(batch["past_item/row"], batch["item/row"])
+    assert kept.any()
+    assert not kept.all()
+    none = {
+        "past_item": np.where(kept, batch["past_item"], 0),
+        "past_item/row": np.where(kept, batch["past_item/row"], -1),
+    }
+    return {**batch, **{name: tf.constant(value, batch[name].dtype) for name, value in none.items()}}
+
+
+def test_without_a_sample_histories_teach_the_extractor_through_candidates(model, batch):
+    """Where histories hold candidates alone, a fresh memory gives the gradient of all; others add nothing to it."""
+    candidates_alone = without_history_of_others(batch)
+    expected = extractor_gradient(model, candidates_alone)
+    model.keep_historical_embeddings(0)
+    model.embedding.refresh_historical_embeddings()
+    np.testing.assert_allclose(extractor_gradient(model, candidates_alone), expected, rtol=1e-4, atol=1e-4)
+    model.keep_historical_embeddings(0, decoupled=True)
+    model.embedding.refresh_historical_embeddings()
+    assert np.abs(extractor_gradient(model, candidates_alone) - expected).max() > 1e-3, "histories teach nothing there"
+
+
+def test_without_a_sample_histories_see_what_is_remembered(model, batch):
+    model.keep_historical_embeddings(0)
+    memory = model.embedding._historical["item"]
+    in_memory = tf.random.stateless_normal(memory._vectors.shape, seed=[1, 2]).numpy()
+    in_memory[-1] = 0
+    memory._vectors.assign(in_memory)
+    embedded = model.embedding(batch, training=True)["past_item"]
+    base = model.embedding._tables["item"](batch["past_item"])
+    np.testing.assert_allclose(embedded, base + in_memory[batch["past_item/row"].numpy()], rtol=1e-5, atol=1e-6)
 
 
 def test_memory_is_no_weight_and_no_part_of_checkpoints(model, tmp_path):

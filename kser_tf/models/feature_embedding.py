@@ -169,7 +169,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             for number in range(count)
         ]
 
-    def keep_historical_embeddings(self, one_of: int = 8) -> None:
+    def keep_historical_embeddings(self, one_of: int = 8, *, decoupled: bool = False) -> None:
         """From now on, training aligns candidates and a sample of the histories; the others keep what they had.
 
         See `HistoricalEmbeddings`. Predictions (`training=False`) align everything anew. Entities that are never candidates go on
@@ -177,13 +177,15 @@ class FeatureEmbedding(tf.keras.layers.Layer):
 
         Args:
             one_of: int. One in how many of the histories' entities is aligned; 0 for none: faster still. Defaults to 8.
+            decoupled: bool. With none, whether histories pass no gradient to the extractor and every other candidate is
+                remembered too, for extractor-only training: the fastest. Defaults to `False`.
         """
         for name, entity in self._entity_of.items():
             if entity is None or entity in self._fields:
                 continue
             if not _is_sequence(self._by_vocabulary[name][0]):
                 rows = len(self.lookups[entity].tables().ids)
-                self._historical[entity] = HistoricalEmbeddings(rows, self.width, one_of)
+                self._historical[entity] = HistoricalEmbeddings(rows, self.width, one_of, decoupled=decoupled)
 
     def refresh_historical_embeddings(self) -> None:
         """Aligns all entities anew for the memory of `keep_historical_embeddings`, batch by batch."""

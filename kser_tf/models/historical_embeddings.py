@@ -19,9 +19,11 @@ class HistoricalEmbeddings:
     that of all. The others take the aligned vector remembered of them, and pass no gradient into the extractor; their own
     embeddings are trained as ever.
 
-    Without a sample of the histories (`one_of=0`, for extractor-only training) these take all of theirs from memory, a
-    candidate's too: the extractor's work and the histories' then wait neither forwards nor backwards for each other. And of
-    the candidates every other one is aligned, and counts twice.
+    Without a sample of the histories (`one_of=0`) these take all of theirs from memory, a candidate's too, so that they do not
+    wait for the extractor. What they tell of an entity that is aligned as a candidate still reaches the extractor.
+
+    With `decoupled` too, for extractor-only training, it does not: the extractor's work and the histories' then wait neither
+    forwards nor backwards for each other. And of the candidates every other one is aligned, and counts twice.
 
     Not a module, so that its variable counts neither as a weight of the model nor as a part of its checkpoints.
 
@@ -29,6 +31,7 @@ class HistoricalEmbeddings:
         rows: int. Rows of the store.
         width: int. Width of the vectors.
         one_of: int. 0 for no sample of the histories.
+        decoupled: bool. Whether, without a sample, histories tell the extractor nothing. Defaults to `False`.
 
     References:
         - [Chen et al., Stochastic Training of Graph Convolutional Networks with Variance Reduction,
@@ -37,8 +40,9 @@ class HistoricalEmbeddings:
           2021](https://arxiv.org/abs/2106.05609)
     """
 
-    def __init__(self, rows: int, width: int, one_of: int = 0) -> None:
+    def __init__(self, rows: int, width: int, one_of: int = 0, *, decoupled: bool = False) -> None:
         self.one_of = one_of
+        self.decoupled = decoupled
         # One row more, for all entities that the store does not hold: they have no knowledge, it stays 0.
         self._unknown = rows
         with tf.init_scope():
@@ -67,9 +71,14 @@ class HistoricalEmbeddings:
             where the first holds all, the same for both.
         """
         if not self.one_of:
-            in_histories = base + tf.cast(self.read(rows), base.dtype)
-            base, rows = base[:candidates], rows[:candidates]
-            return base + self._aligned_or_remembered(base, rows, _ONE_OF_CANDIDATES, align), in_histories
+            remembered = tf.cast(self.read(rows), base.dtype)
+            candidate, rows = base[:candidates], rows[:candidates]
+            if self.decoupled:
+                aligned = self._aligned_or_remembered(candidate, rows, _ONE_OF_CANDIDATES, align)
+            else:
+                aligned = self._aligned_anew(candidate, rows, align)
+                remembered = _with_gradient_of(aligned, remembered)
+            return candidate + aligned, base + remembered
         # Split, since the gradient of two slices would be two tensors of the whole size, and their sum.
         sizes = tf.stack([candidates, tf.size(rows) - candidates])
         (base, base_in_histories), (anew, in_histories) = tf.split(base, sizes), tf.split(rows, sizes)
@@ -115,3 +124,13 @@ def _in_place_of(remembered: Any, sampled: Any, aligned: Any, one_of: int) -> An
         return tf.identity(values), lambda gradient: gradient * tf.cast(one_of, gradient.dtype)
 
     return tf.tensor_scatter_nd_update(tf.cast(remembered, aligned.dtype), sampled[:, None], counted(aligned))
+
+
+def _with_gradient_of(aligned: Any, remembered: Any) -> Any:
+    """`remembered`, whose gradient is passed to what was aligned of the same entities, the first ones."""
+
+    @tf.custom_gradient
+    def as_remembered(values: Any) -> tuple[Any, Any]:
+        return tf.identity(remembered), lambda gradient: gradient[: tf.shape(values)[0]]
+
+    return as_remembered(aligned)

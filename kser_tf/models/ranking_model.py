@@ -169,9 +169,9 @@ class RankingModel(tfrs.Model):
         self.embedding.refresh_at_hand()
         return super().make_train_function(force)
 
-    def keep_historical_embeddings(self, one_of: int = 8) -> None:
+    def keep_historical_embeddings(self, one_of: int = 8, *, decoupled: bool = False) -> None:
         """Makes training shorter: see `FeatureEmbedding.keep_historical_embeddings`. Compile the model after it."""
-        self.embedding.keep_historical_embeddings(one_of)
+        self.embedding.keep_historical_embeddings(one_of, decoupled=decoupled)
 
     def copy_backbone(self, other: RankingModel) -> None:
         """Takes over the weights of another model's embedding tables, core and output layer; adaptors begin at zero.
