@@ -74,6 +74,9 @@ def encoded(given: argparse.Namespace) -> tuple[FeatureProcessor, Path]:
     ]
     label = {"name": "label", "dtype": "float"}
     processor = FeatureProcessor(columns, label, dataset_id=f"prepared_{given.usage}", data_root=str(given.work))
+    path = Path(processor.data_dir) / "train.npz"
+    if path.exists():  # by an earlier worker with the same columns
+        return processor.load_pickle(), path
     rows = pl.scan_parquet(given.prepared / "train.parquet").with_columns(
         pl.col("movie_id").cast(pl.String),
         pl.col("genres").list.first(),
@@ -84,7 +87,6 @@ def encoded(given: argparse.Namespace) -> tuple[FeatureProcessor, Path]:
     processor.fit(rows, min_categr_count=1)
     table = rows.collect()
     columns = processor.transform({name: table[name].to_numpy() for name in table.columns})
-    path = Path(processor.data_dir) / "train.npz"
     np.savez(path, **columns)
     return processor, path
 

@@ -124,9 +124,8 @@ def fuxictr(given: argparse.Namespace, work: Path, store: KnowledgeStore) -> Ite
     np.savez(vectors, key=store.ids, value=chunk_means(*store.lookup(store.ids)))
     for knowledge, usage in (("no vectors", []), ("sum", ["--usage=sum"]), ("concat", ["--usage=concat"])):
         for feeding, options in feedings(least_processes=1):
-            name = f"fuxictr, {knowledge}, {feeding}"
             command = ["fuxictr_worker.py", f"--prepared={given.prepared}", f"--vectors={vectors}", *usage, *options]
-            yield name, [*command, f"--work={work / name.replace(' ', '_').replace(',', '')}"]
+            yield f"fuxictr, {knowledge}, {feeding}", [*command, f"--work={work / 'fuxictr'}"]
 
 
 def kar(given: argparse.Namespace, work: Path, store: KnowledgeStore) -> Iterator[tuple[str, list[str]]]:

@@ -79,7 +79,11 @@ VARIANTS = {
 DEFAULT = [name for name in VARIANTS if name not in ("concat", "mlp", "moe", "kar", "kar, as fields")]
 # The benchmark's batch size, and what it calls the variants.
 CURVES_BATCH = 1024
-CURVE_OF = {"all_parameters": "kser", "extractor_only": "kser_extractor_only"}
+CURVE_OF = {
+    "all_parameters": "kser",
+    "all_parameters, histories from memory": "kser_sample_0",
+    "extractor_only": "kser_extractor_only",
+}
 
 
 def main() -> None:
@@ -92,9 +96,16 @@ def main() -> None:
     parser.add_argument("--curves", help="what keep.py kept of a benchmark of the same data")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows-a-round", type=int, default=65536)
+    parser.add_argument(
+        "--intra-op-threads",
+        type=int,
+        help="of TensorFlow: threads that share an operation, as TF_NUM_INTRAOP_THREADS says. Defaults to all cores",
+    )
     parser.add_argument("--config", default=CONFIG, help="the run whose models these are")
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "training.json"))
     given = parser.parse_args()
+    if given.intra_op_threads is not None:
+        tf.config.threading.set_intra_op_parallelism_threads(given.intra_op_threads)
 
     schema = DatasetSchema.load(given.prepared)
     entity = schema.feature(schema.item_id).entity
