@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ SLICES = {
     "active_users": "active users",
     "quiet_users": "quiet users",
 }
+# What a comparison is of, beside its slice.
+COMPARED = ("split", "training_users", "backbone", "variant", "against", "metric")
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def shortened(summary: dict[str, Any], *, speed: bool) -> dict[str, Any]:
     """
     kept = {key: value for key, value in summary.items() if speed or key != "speed"}
     kept["goals"] = [goal for goal in summary["goals"] if speed or "rows per second" not in goal["goal"]]
-    kept["comparisons"] = [without(each, "by_seed", "how") for each in summary["comparisons"]]
+    kept["comparisons"] = by_slice(without(each, "by_seed", "how") for each in summary["comparisons"])
     kept["runs"] = [
         {
             **{key: value for key, value in run.items() if speed or "second" not in key},
@@ -64,6 +66,16 @@ def shortened(summary: dict[str, Any], *, speed: bool) -> dict[str, Any]:
     versions = max(summary["runs"], key=lambda run: run["made_by"]["finished"])["made_by"]["versions"]
     rounded: dict[str, Any] = json.loads(json.dumps(kept), parse_float=lambda digits: round(float(digits), 5))
     return rounded | {"versions": versions}
+
+
+def by_slice(comparisons: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Comparisons with one entry for all slices of the same two, in place of one each."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for each in comparisons:
+        of = {key: each[key] for key in COMPARED}
+        entry = found.setdefault(tuple(of.values()), {**of, "slices": {}})
+        entry["slices"][each["slice"]] = without(each, *COMPARED, "slice")
+    return list(found.values())
 
 
 def without(values: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -54,6 +54,7 @@ SETTING = {"backbone_history": {"first": 0}, "id_dropout": 0.0}
 OURS = {
     "base": Variant(model=SETTING, knowledge=False),
     "all_parameters": Variant(model=SETTING),
+    "all_parameters, histories from memory": Variant(model=SETTING, one_of=0),
     "extractor_only": Variant(model=SETTING, strategy=extractor_only, **EXTRACTOR_ONLY),
     "kar": Variant(
         model={**SETTING, "adaptor": "kar", "adaptor_options": {"placement": "residual"}, "user_knowledge": False}
