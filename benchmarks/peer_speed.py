@@ -49,7 +49,7 @@ THREADS = 2
 HISTORY = 10
 ATTENTION_UNITS = 32  # DIN's own default
 # Enough for all rounds: its files hold each row by itself, and are JSON.
-ROWS_FOR_KAR = 131072
+ROWS_FOR_KAR = 65536
 SETTING = {"backbone_history": {"first": 0}, "id_dropout": 0.0}
 OURS = {
     "base": Variant(model=SETTING, knowledge=False),
