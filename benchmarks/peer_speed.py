@@ -48,7 +48,7 @@ from kser_tf.schema import DatasetSchema
 THREADS = 2
 HISTORY = 10
 ATTENTION_UNITS = 32  # DIN's own default
-# Enough for all rounds: its files hold each row by itself, and are JSON.
+# As many as a contestant takes in a round: its files hold each row by itself, and are JSON.
 ROWS_FOR_KAR = 65536
 SETTING = {"backbone_history": {"first": 0}, "id_dropout": 0.0}
 OURS = {
@@ -97,9 +97,7 @@ def main() -> None:
                 name: Contestant(given, schema, "din", batch_size, {entity: store}, variant)
                 for name, variant in OURS.items()
             }
-            workers = {
-                name: Worker(given.python, [*command, f"--batch-size={batch_size}"]) for name, command in peers.items()
-            }
+            workers = {name: Worker(given.python, command, batch_size) for name, command in peers.items()}
             speeds = take_turns(contestants | workers, given.rounds, max(2, given.rows_a_round // batch_size))
             for name, rates in speeds.items():
                 measured.append(
@@ -228,13 +226,22 @@ def against_the_best(speeds: dict[str, list[float]], name: str) -> dict[str, dic
 class Worker:
     """A peer in a process of its own, which trains when it is asked to."""
 
-    def __init__(self, python: str, command: list[str]) -> None:
-        self.batch_size = int(command[-1].split("=")[1])
+    def __init__(self, python: str, command: list[str], batch_size: int) -> None:
+        self.batch_size = batch_size
         script, *options = command
         ours = RankingModelConfig()
-        widths = [f"--width={ours.embedding_width}", "--hidden-units", *map(str, ours.hidden_units)]
-        command = [python, str(Path(__file__).parent / script), *widths, f"--attention-units={ATTENTION_UNITS}"]
-        self.process = subprocess.Popen([*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        options += [
+            f"--batch-size={batch_size}",
+            f"--width={ours.embedding_width}",
+            f"--attention-units={ATTENTION_UNITS}",
+        ]
+        options += ["--hidden-units", *map(str, ours.hidden_units)]
+        self.process = subprocess.Popen(
+            [python, str(Path(__file__).parent / script), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.built = json.loads(self._answer())
 
     def run(self, steps: int) -> float:
