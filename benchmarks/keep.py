@@ -116,11 +116,11 @@ def tables_by_variant(summary: dict[str, Any]) -> Iterator[str]:
 
 def differences_of(summary: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
     """Place, variant and what it is compared with -> slice -> comparison."""
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for each in summary["comparisons"]:
-        if each["metric"] == "auc":
-            found.setdefault((place(each), each["variant"], each["against"]), {})[each["slice"]] = each
-    return {key: slices for key, slices in found.items() if "all" in slices}
+    return {
+        (place(each), each["variant"], each["against"]): each["slices"]
+        for each in by_slice(summary["comparisons"])
+        if each["metric"] == "auc" and "all" in each["slices"]
+    }
 
 
 def head(title: str, slices: list[str]) -> tuple[str, str, str]:

@@ -89,9 +89,10 @@ def main() -> None:
     arguments = {key: value for key, value in vars(given).items() if key not in ("python", "kar")}
     measured: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as work:
-        peers = dict(fuxictr(given, Path(work), store))
+        means = chunk_means(*store.lookup(store.ids))
+        peers = dict(fuxictr(given, Path(work), store.ids, means))
         if given.kar:
-            peers |= kar(given, Path(work), store)
+            peers |= kar(given, Path(work), store.ids, means)
         for batch_size in given.batch_sizes:
             contestants: dict[str, Any] = {
                 name: Contestant(given, schema, "din", batch_size, {entity: store}, variant)
@@ -117,20 +118,22 @@ def main() -> None:
             write_results(given.output, arguments, {"peers": built, "measured": measured})
 
 
-def fuxictr(given: argparse.Namespace, work: Path, store: KnowledgeStore) -> Iterator[tuple[str, list[str]]]:
+def fuxictr(
+    given: argparse.Namespace, work: Path, ids: np.ndarray, means: np.ndarray
+) -> Iterator[tuple[str, list[str]]]:
     """FuxiCTR's contestants, by name, and their commands."""
     vectors = work / "vectors.npz"
-    np.savez(vectors, key=store.ids, value=chunk_means(*store.lookup(store.ids)))
+    np.savez(vectors, key=ids, value=means)
     for knowledge, usage in (("no vectors", []), ("sum", ["--usage=sum"]), ("concat", ["--usage=concat"])):
         for feeding, options in feedings(least_processes=1):
             command = ["fuxictr_worker.py", f"--prepared={given.prepared}", f"--vectors={vectors}", *usage, *options]
             yield f"fuxictr, {knowledge}, {feeding}", [*command, f"--work={work / 'fuxictr'}"]
 
 
-def kar(given: argparse.Namespace, work: Path, store: KnowledgeStore) -> Iterator[tuple[str, list[str]]]:
+def kar(given: argparse.Namespace, work: Path, ids: np.ndarray, means: np.ndarray) -> Iterator[tuple[str, list[str]]]:
     """KAR's contestants, likewise."""
     folder = work / "kar"
-    write_kar_files(given, folder, store)
+    write_kar_files(given, folder, dict(zip(ids.tolist(), means, strict=True)))
     for knowledge, usage in (("no vectors", []), ("its adaptor", ["--adaptor"])):
         for feeding, options in feedings(least_processes=0):
             command = ["kar_worker.py", f"--code={given.kar}", f"--work={folder}", *usage, *options]
@@ -145,7 +148,7 @@ def feedings(least_processes: int) -> Iterator[tuple[str, list[str]]]:
     yield "one cached batch", ["--loading-workers=0", f"--threads={THREADS}", "--cached"]
 
 
-def write_kar_files(given: argparse.Namespace, folder: Path, store: KnowledgeStore) -> None:
+def write_kar_files(given: argparse.Namespace, folder: Path, vectors: dict[int, np.ndarray]) -> None:
     """Writes rows with a full history (0.9997 of them) in the form of its preprocessing, which its data set reads.
 
     Each row is a sequence of its own, the history and the candidate, whose features are looked up as those of its sequences are.
@@ -159,11 +162,10 @@ def write_kar_files(given: argparse.Namespace, folder: Path, store: KnowledgeSto
     # The genre of a film that is no candidate among these rows is not in them.
     genre_of = dict.fromkeys(items.tolist(), 0) | dict(zip(rows["movie_id"], genres.map(genre), strict=True))
 
-    chunks = dict(zip(store.ids.tolist(), chunk_means(*store.lookup(store.ids)), strict=True))
-    unknown = np.zeros_like(next(iter(chunks.values())))
+    unknown = np.zeros_like(next(iter(vectors.values())))
     first = rows.drop_duplicates("user_id").set_index("user_id")["first_movie_id"]
     users = {
-        str(user): np.mean([unknown, *(chunks.get(film, unknown) for film in films)], 0).tolist()
+        str(user): np.mean([unknown, *(vectors.get(film, unknown) for film in films)], 0).tolist()
         for user, films in first.items()
     }
 
@@ -186,7 +188,7 @@ def write_kar_files(given: argparse.Namespace, folder: Path, store: KnowledgeSto
             "id2user": {str(number): str(user) for number, user in enumerate(rows["user_id"])},
         },
     )
-    write_json(folder / "mean_augment.item", {str(key): chunks.get(key, unknown).tolist() for key in item})
+    write_json(folder / "mean_augment.item", {str(key): vectors.get(key, unknown).tolist() for key in item})
     write_json(folder / "mean_augment.hist", users)
     write_json(
         folder / "stat.json",

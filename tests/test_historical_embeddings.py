@@ -139,13 +139,19 @@ def test_outside_the_sample_histories_train_their_embeddings_only(model, batch, 
     assert np.abs(tf.convert_to_tensor(gradients[-1])).max() > 0
 
 
-def test_decoupled_the_extractor_learns_from_candidates_alone(model, batch):
-    """Histories see what is remembered, of a candidate too, and pass their gradient to the embedding tables."""
-    model.keep_historical_embeddings(0, decoupled=True)
+def remember_anything(model):
+    """Fills the memory with random vectors, and returns them; the last one is that of entities without knowledge."""
     memory = model.embedding._historical["item"]
     in_memory = tf.random.stateless_normal(memory._vectors.shape, seed=[1, 2]).numpy()
     in_memory[-1] = 0
     memory._vectors.assign(in_memory)
+    return in_memory
+
+
+def test_decoupled_the_extractor_learns_from_candidates_alone(model, batch):
+    """Histories see what is remembered, of a candidate too, and pass their gradient to the embedding tables."""
+    model.keep_historical_embeddings(0, decoupled=True)
+    in_memory = remember_anything(model)
     feature = next(f for f in model.schema.features if f.name == "past_item")
     with tf.GradientTape(persistent=True) as tape:
         embedded = model.embedding(batch, training=True)
@@ -187,10 +193,7 @@ def test_without_a_sample_histories_teach_the_extractor_through_candidates(model
 
 def test_without_a_sample_histories_see_what_is_remembered(model, batch):
     model.keep_historical_embeddings(0)
-    memory = model.embedding._historical["item"]
-    in_memory = tf.random.stateless_normal(memory._vectors.shape, seed=[1, 2]).numpy()
-    in_memory[-1] = 0
-    memory._vectors.assign(in_memory)
+    in_memory = remember_anything(model)
     embedded = model.embedding(batch, training=True)["past_item"]
     base = model.embedding._tables["item"](batch["past_item"])
     np.testing.assert_allclose(embedded, base + in_memory[batch["past_item/row"].numpy()], rtol=1e-5, atol=1e-6)
