@@ -12,7 +12,7 @@ from kser_tf.errors import ConfigError
 from kser_tf.pipelines.config import STRICT_KEYS, from_mapping, load_config
 from kser_tf.pipelines.matrix import BY_SEED, bases_first, training_config
 from kser_tf.pipelines.names import NameTable
-from kser_tf.pipelines.steps import Steps, forget_graphs
+from kser_tf.pipelines.steps import Steps
 
 Variant = Literal["base", "all_parameters", "extractor_only", "placebo"]
 # What each variant means to `train`.
@@ -192,7 +192,6 @@ def run(config: RunConfig) -> int:
         evaluation = evaluate.EvaluateConfig(model=training.output, prepared=training.prepared)
         metrics = steps.do(evaluate.evaluate, evaluation, evaluation.folder)
         models.append(Trained(backbone, variant, seed, Path(training.output), result, metrics))
-        forget_graphs()
 
     served = next(model for model in models if (model.backbone, model.variant, model.seed) == config.served)
     exporting = export.ExportConfig(
@@ -202,7 +201,6 @@ def run(config: RunConfig) -> int:
         examples=config.serve.examples,
     )
     exported = steps.do(export.export, exporting, Path(exporting.output))
-    forget_graphs()
     checking = time.monotonic()
     checked = check(exported["path"])
     steps.note("check", time.monotonic() - checking)

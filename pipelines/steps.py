@@ -28,6 +28,8 @@ class Steps:
         skipped = before is not None and after == before
         seconds = after["seconds"] if skipped and after is not None else time.monotonic() - started
         self.note(f"{job.__name__} {output}", seconds, skipped=skipped)
+        if not skipped:
+            forget_graphs()
         return result
 
     def note(self, name: str, seconds: float, *, skipped: bool = False) -> None:

@@ -7,6 +7,7 @@ is not set, the tests run under Keras 2.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import subprocess
 from collections.abc import Callable
@@ -38,6 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("tfrs"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Takes what was imported out of garbage collection, which tracing graphs sets off again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture

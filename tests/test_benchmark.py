@@ -12,7 +12,7 @@ from page_reader import Reader
 
 from kser_tf import cli
 from kser_tf.errors import ConfigError, DataError, PathLockedError
-from kser_tf.pipelines import encode, evaluate, train
+from kser_tf.pipelines import encode, evaluate, steps, train
 from kser_tf.pipelines.benchmark import benchmark
 from kser_tf.pipelines.benchmark.comparisons import Measured, compare, judge_goals, seconds_until, speeds
 from kser_tf.pipelines.benchmark.config import BenchmarkConfig
@@ -143,7 +143,7 @@ def test_patterns_bring_what_they_need(data, tmp_path):
         matrix.chosen(parts=["early"])
 
 
-def test_each_seed_has_a_division_of_its_own(data, tmp_path):
+def test_each_seed_has_a_division_of_its_own(data, tmp_path, jobs):
     by_user = {"split": {"by": "user", "fractions": [0.6, 0.2, 0.2]}}
     changes = {
         "splits": {"divisions": {"divided_by_seed": True, "prepare": by_user}, "plain": {"prepare": by_user}},
@@ -337,6 +337,7 @@ class Jobs:
         monkeypatch.setattr(train, "train", self.train)
         monkeypatch.setattr(evaluate, "evaluate", self.evaluate)
         monkeypatch.setattr(encode, "encode", self.encode)
+        monkeypatch.setattr(steps, "forget_graphs", lambda: None)
 
     def train(self, config):
         inputs = train.training_inputs(config)

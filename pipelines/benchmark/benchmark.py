@@ -15,7 +15,7 @@ from kser_tf.pipelines.benchmark.state import BenchmarkState
 from kser_tf.pipelines.benchmark.summary import build_summary
 from kser_tf.pipelines.config import from_mapping
 from kser_tf.pipelines.report import require_report_extra
-from kser_tf.pipelines.steps import Steps, forget_graphs, say
+from kser_tf.pipelines.steps import Steps, say
 from kser_tf.pipelines.text_amount import slices_by_text
 from kser_tf.schema import DatasetSchema
 
@@ -131,4 +131,3 @@ def _do(matrix: BenchmarkMatrix, state: BenchmarkState, cell: Cell, steps: Steps
     except Exception as error:  # whatever it is, the other cells can do without this one
         state.note_failure(cell, error)
         say(f"  failed: {type(error).__name__}: {error}")
-    forget_graphs()
