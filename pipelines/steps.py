@@ -19,11 +19,15 @@ class Steps:
         self.done: list[dict[str, Any]] = []
 
     def do(self, job: Callable[[Any], dict[str, Any]], config: Any, output: Path) -> dict[str, Any]:
-        """Calls `job(config)` and returns its result."""
+        """Calls `job(config)`, frees the graphs that it left unless it was skipped, and returns its result."""
         before = read_job(output)
         say(f"{job.__name__} {output}")
         started = time.monotonic()
-        result = job(config)
+        try:
+            result = job(config)
+        except Exception:
+            forget_graphs()
+            raise
         after = read_job(output)
         skipped = before is not None and after == before
         seconds = after["seconds"] if skipped and after is not None else time.monotonic() - started
